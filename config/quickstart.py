@@ -1,0 +1,23 @@
+"""A character GPT of 0.8 million parameters that learns the King James Bible and is pruned to 50 % on the way: about a
+minute on two CPU cores, and everything that a large run does."""
+
+out_dir = "out/quickstart"
+data_dir = "data/quickstart"
+
+n_layer = 4
+n_head = 4
+n_embd = 128
+block_size = 128
+
+batch_size = 16
+gradient_accumulation_steps = 1
+max_iters = 600
+learning_rate = 4e-3
+warmup_iters = 50
+beta2 = 0.99
+
+criterion = "bitter7"
+target_sparsity = 0.5
+
+eval_interval = 100
+checkpoint_interval = 100

@@ -1,0 +1,217 @@
+"""The one table of options: every name a config file or the command line may set, its type, default and meaning."""
+
+import dataclasses
+import difflib
+import math
+import os
+import runpy
+import types
+from dataclasses import dataclass
+
+from gpt2.errors import UserError
+
+
+def option(default, help, choices=None, above=None, at_least=None, below=None):
+    """A field with its documentation and the values it takes."""
+    limits = {"choices": choices, "above": above, "at_least": at_least, "below": below}
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Config:
+    # where things lie
+    out_dir: str = option("out/gpt2_124m", "folder of the run: config.json, metrics.jsonl, checkpoints/, training.png")
+    data_dir: str = option("data/fineweb_edu", "folder of the token shards that prepare_fineweb.py writes")
+    init_from: str = option("auto", "auto: continue the run in out_dir if there is one, else start; scratch: start, refuse to continue; "
+                            "resume: continue, also with changed settings; gpt2: Hugging Face's weights; or a checkpoint's folder")
+    # the model
+    n_layer: int = option(12, "transformer blocks", at_least=1)
+    n_head: int = option(12, "attention heads a block", at_least=1)
+    n_embd: int = option(768, "width of the residual stream", at_least=1)
+    block_size: int = option(1024, "context length, tokens", at_least=1)
+    vocab_size: int = option(0, "tokens of the vocabulary; 0: as the data's meta.json says, else GPT-2's 50257", at_least=0)
+    dropout: float = option(0.0, "probability of dropping an activation", at_least=0.0, below=1.0)
+    bias: bool = option(True, "biases in Linear and LayerNorm, as in GPT-2")
+    # the batch of an optimizer step: batch_size * gradient_accumulation_steps sequences
+    batch_size: int = option(16, "sequences in a micro-batch", at_least=1)
+    gradient_accumulation_steps: int = option(32, "micro-batches in a step over all ranks together; divisible by their number", at_least=1)
+    # the optimizer, AdamW
+    learning_rate: float = option(6e-4, "highest learning rate, reached after warm-up", above=0.0)
+    min_lr: float = option(-1.0, "learning rate at the end of the cosine; -1: a tenth of learning_rate")
+    warmup_iters: int = option(700, "steps of linear warm-up", at_least=0)
+    lr_decay_iters: int = option(-1, "step at which the cosine reaches min_lr; -1: max_iters", at_least=-1)
+    decay_lr: bool = option(True, "warm up and decay; False: constant learning_rate")
+    max_iters: int = option(19073, "optimizer steps of the run (default: 10 billion tokens)", at_least=1)
+    weight_decay: float = option(0.1, "decoupled weight decay, on matrices only", at_least=0.0)
+    beta1: float = option(0.9, "decay of exp_avg", at_least=0.0, below=1.0)
+    beta2: float = option(0.95, "decay of exp_avg_sq", at_least=0.0, below=1.0)
+    grad_clip: float = option(1.0, "clip the gradient's global norm to this; 0: no clipping", at_least=0.0)
+    # pruning
+    criterion: str = option("none", "what ranks the weights: a name of pruning/criteria.py; none trains dense")
+    target_sparsity: float = option(0.5, "share of the prunable weights that is zero at the end", at_least=0.0, below=1.0)
+    schedule: str = option("gmp", "how sparsity rises from prune_begin to prune_end: a name of pruning/schedule.py")
+    allocation: str = option("global", "how sparsity is spread over layers: a name of pruning/allocation.py")
+    prune_begin: int = option(-1, "step of the first update; -1: a quarter of max_iters", at_least=-1)
+    prune_end: int = option(-1, "step that reaches target_sparsity; -1: three quarters of max_iters", at_least=-1)
+    prune_interval: int = option(10, "steps from one update to the next", at_least=1)
+    # evaluation, log, checkpoints
+    eval_interval: int = option(250, "steps between evaluations on the validation shards", at_least=1)
+    eval_iters: int = option(20, "micro-batches of an evaluation, the same ones each time", at_least=1)
+    log_interval: int = option(10, "steps between lines of log", at_least=1)
+    checkpoint_interval: int = option(1000, "steps between checkpoints; one is always written at the end", at_least=1)
+    keep_checkpoints: int = option(2, "newest checkpoints kept, beside the one with the lowest val_loss", at_least=1)
+    wandb_log: bool = option(False, "log to Weights & Biases too")
+    wandb_project: str = option("adamwprune", "its project")
+    wandb_run_name: str = option("", "its run's name; empty: the name of out_dir")
+    # the machine
+    seed: int = option(1337, "seed of initialisation, order of the data and dropout", at_least=0)
+    device: str = option("auto", "auto, cpu, cuda or mps")
+    dtype: str = option("auto", "auto: bfloat16 where the machine computes in it, else float32", choices=("auto", "float32", "bfloat16"))
+    compile: bool | str = option("auto", "torch.compile; auto: on CUDA, and on a CPU with a C++ compiler when the vocabulary is large",
+                                 choices=("auto", True, False))
+    parallel: str = option("ddp", "how several ranks share the work", choices=("ddp",))
+
+    @property
+    def tokens_per_step(self):
+        return self.batch_size * self.gradient_accumulation_steps * self.block_size
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+# What may change between stop and restart without making it another run.
+MAY_CHANGE = {"out_dir", "data_dir", "eval_interval", "log_interval", "checkpoint_interval", "keep_checkpoints", "wandb_log",
+              "wandb_project", "wandb_run_name", "device", "dtype", "compile", "parallel", "init_from"}
+ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
+
+USAGE = "usage: train_gpt2.py [FILE.py ...] [--key=value ...]      (under python or torchrun)"
+
+
+def load_config(arguments, names):
+    """Config from the command line: files are run in order, `--key=value` overrides them wherever it stands.
+
+    names: option -> values it may take, for the options whose values other modules define (criterion, schedule, ...).
+    Raises UserError with one line for each problem found, all at once.
+    """
+    problems, values = [], {}
+    files = [argument for argument in arguments if not argument.startswith("--")]
+    for path in files:
+        values.update(checked(run_file(path, problems), f"{path}: ", problems))
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, text = argument[2:].partition("=")
+            if not equals:
+                problems.append(f"{argument}: options are given as --{key}=value")
+                continue
+            values.update(checked({key: parse(key, text)}, "", problems))
+    config = dataclasses.replace(Config(), **values)
+    if not problems:
+        config = with_defaults_resolved(config)
+    problems += impossible(config, names)
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def run_file(path, problems):
+    """The names that a config file assigns; modules, functions and names with a leading underscore are its own affair."""
+    if not os.path.isfile(path):
+        problems.append(f"{path}: no such config file (options are given as --key=value)")
+        return {}
+    try:
+        names = runpy.run_path(path)
+    except Exception as error:
+        problems.append(f"{path}: {type(error).__name__}: {error}".replace("\n", " "))
+        return {}
+    own = (types.ModuleType, types.FunctionType, type)
+    return {name: value for name, value in names.items() if not name.startswith("_") and not isinstance(value, own)}
+
+
+def parse(key, text):
+    """The text of --key=text as the field's type, or the text itself where it does not fit, for `checked` to refuse."""
+    kind = FIELDS[key].type if key in FIELDS else str
+    if kind in (bool, bool | str):
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
+    if kind in (int, float):
+        try:
+            return int(text.replace("_", "")) if kind is int else float(text)
+        except ValueError:
+            return text
+    return text
+
+
+def checked(values, where, problems):
+    """The values whose name and type are right; the others become problems."""
+    good = {}
+    for key, value in values.items():
+        if key not in FIELDS:
+            problems.append(f"{where}unknown option {key!r}{nearest(key, FIELDS)}")
+            continue
+        kind = FIELDS[key].type
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind != bool | str and type(value) is not kind:
+            problems.append(f"{where}{key}={value!r}: expected {kind.__name__}, for example {key}={Config.__dataclass_fields__[key].default!r}")
+        else:
+            good[key] = value
+    return good
+
+
+def nearest(word, words):
+    """' (did you mean X?)' or nothing."""
+    match = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.6)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+def with_defaults_resolved(config):
+    """Fill in the defaults that depend on other options."""
+    resolve = lambda value, default: default if value == -1 else value
+    begin = resolve(config.prune_begin, max(1, config.max_iters // 4))
+    return dataclasses.replace(
+        config,
+        min_lr=resolve(config.min_lr, config.learning_rate / 10),
+        lr_decay_iters=resolve(config.lr_decay_iters, config.max_iters),
+        prune_begin=begin,
+        prune_end=resolve(config.prune_end, max(begin, config.max_iters * 3 // 4)),
+    )
+
+
+def impossible(config, names):
+    """A line for each value out of its range and each combination that cannot be."""
+    problems = []
+    for key, field in FIELDS.items():
+        value, limits = getattr(config, key), field.metadata
+        choices = names.get(key) or limits["choices"]
+        if choices and value not in choices:
+            listed = ", ".join(str(choice) for choice in choices)
+            problems.append(f"{key}={value}: expected one of {listed}{nearest(value, choices)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"{key}={value}: expected a finite number")
+        for bound, sign, holds in (("above", ">", float.__gt__), ("at_least", ">=", float.__ge__), ("below", "<", float.__lt__)):
+            if limits[bound] is not None and not holds(float(value), float(limits[bound])):
+                problems.append(f"{key}={value}: expected {key} {sign} {limits[bound]}")
+    if config.n_head > 0 and config.n_embd % config.n_head:
+        problems.append(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if config.gradient_accumulation_steps % world_size:
+        fit = max(1, config.gradient_accumulation_steps // world_size) * world_size
+        problems.append(f"gradient_accumulation_steps={config.gradient_accumulation_steps} is not divisible by the {world_size} ranks; "
+                        f"try --gradient_accumulation_steps={fit}")
+    if config.criterion != "none" and config.prune_begin != -1 and not 1 <= config.prune_begin <= config.prune_end <= config.max_iters:
+        problems.append(f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end <= "
+                        f"max_iters={config.max_iters}")
+    if not problems and not 0 <= config.min_lr <= config.learning_rate:
+        problems.append(f"min_lr={config.min_lr}: expected 0 <= min_lr <= learning_rate={config.learning_rate}")
+    return problems
+
+
+def differences(old, new, names):
+    """'name is OLD there, NEW here' for each of `names` on which the dicts differ."""
+    return [f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)]
+
+
+def help_text():
+    """All options with their defaults, as --help prints them."""
+    lines = [USAGE, "", "A FILE.py assigns options as plain Python: n_layer = 6. Later files and --key=value override earlier ones.", ""]
+    for name, field in FIELDS.items():
+        lines.append(f"  --{name}={field.default}".ljust(44) + f" {field.metadata['help']}")
+    return "\n".join(lines)

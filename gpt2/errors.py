@@ -1,0 +1,41 @@
+"""Errors that the user can mend end in one line and exit code 2, whichever rank meets them."""
+
+import contextlib
+import os
+import sys
+import time
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: options, files, data. The message names it and the way out, one line a problem."""
+
+
+@contextlib.contextmanager
+def one_line_errors(program, *others):
+    """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130) instead of a traceback.
+
+    Under torchrun the first rank to exit brings the others down, and what they would have said with them. So rank 0
+    speaks at once and the others wait a moment: an error that all ranks share is said once, one that only a later
+    rank meets is still said.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        yield
+    except (UserError, *others) as error:
+        if rank:
+            time.sleep(5)
+        for line in str(error).splitlines():
+            print(f"{program}: error: {line}", file=sys.stderr)
+        sys.stderr.flush()
+        leave(2)
+    except KeyboardInterrupt:
+        if rank == 0:
+            print(f"\n{program}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        leave(130)
+
+
+def leave(code):
+    """Exit at once. With process groups or a prefetch thread alive, a normal exit could wait for ranks that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

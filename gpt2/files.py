@@ -1,0 +1,30 @@
+"""Files that are whole or not there: written beside, flushed to the disk, renamed."""
+
+import json
+import os
+from pathlib import Path
+
+
+def write_atomically(path, data):
+    """Write the bytes `data` to `path`: a reader, or a crash, finds the old file or the new one, never a part."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(beside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    sync(path.parent)
+
+
+def write_json(path, value):
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def sync(path):
+    """Make what was written to a file, or renamed inside a folder, survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,153 @@
+"""GPT-2 (Radford et al. 2019), with the parameter names of nanoGPT and the numbers of the published model."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of the model; the defaults are GPT-2 small, 124,439,808 parameters."""
+
+    block_size: int = 1024
+    vocab_size: int = 50257
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+
+
+class Attention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        if config.n_embd % config.n_head:
+            raise ValueError(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.n_head, self.dropout = config.n_head, config.dropout
+
+    def forward(self, x):
+        batch, time, width = x.shape
+        heads = (batch, time, self.n_head, width // self.n_head)
+        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(width, dim=2))
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
+        y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
+        return F.dropout(y, self.dropout, self.training)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = config.dropout
+
+    def forward(self, x):
+        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return F.dropout(x, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(self, x):
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """`GPT(config)(idx, targets=None) -> (logits, loss)`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(dict(
+            wte=nn.Embedding(config.vocab_size, config.n_embd),
+            wpe=nn.Embedding(config.block_size, config.n_embd),
+            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
+        ))
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+        self.initialise()
+
+    def initialise(self):
+        """GPT-2's: normal, std 0.02, and for what writes to the residual stream 0.02 / sqrt(number of such layers)."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() >= 2:
+                residual = name.endswith("c_proj.weight")
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+
+    def forward(self, idx, targets=None):
+        """idx: int64 [batch, time], time <= block_size; targets: the same shape, -1 where none is to be predicted.
+
+        Returns (logits, loss): logits [batch, time, vocab_size] in the dtype of the computation, loss the mean cross
+        entropy in nats as a float32 scalar, or None without targets. ValueError where time > block_size.
+        """
+        logits = self.head(self.features(idx))
+        if targets is None:
+            return logits[..., : self.config.vocab_size], None
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
+        return logits[..., : self.config.vocab_size], loss
+
+    def features(self, idx):
+        """The final hidden states, [batch, time, n_embd], that `head` turns into logits."""
+        if idx.shape[1] > self.config.block_size:
+            raise ValueError(f"{idx.shape[1]} tokens do not fit into block_size={self.config.block_size}")
+        position = torch.arange(idx.shape[1], device=idx.device)
+        x = self.transformer.wte(idx) + self.transformer.wpe(position)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for block in self.transformer.h:
+            x = block(x)
+        return self.transformer.ln_f(x)
+
+    def head(self, x):
+        """Logits of the hidden states x, [..., n_embd] -> [..., vocab_size or more].
+
+        GPU matrix units want multiples of 64 columns, so there the vocabulary is padded, for this product alone: the
+        padding's logits are -inf, a probability of exactly zero, and no parameter, gradient or file ever holds it.
+        """
+        padding = -self.config.vocab_size % 64 if x.is_cuda else 0
+        if not padding:
+            return self.lm_head(x)
+        logits = F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, padding)))
+        column = torch.arange(logits.shape[-1], device=x.device)
+        return logits.masked_fill(column >= self.config.vocab_size, float("-inf"))
+
+    def flops_per_token(self):
+        """Of a training step (forward and backward): 6 a weight, position embedding aside, and 12·width·context a layer
+        for attention (Chowdhery et al. 2022, PaLM, appendix B). Pruned weights count: dense kernels multiply zeros too."""
+        weights = sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
+        return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
+
+    def tensors(self):
+        """name -> parameter, the tied head once (as transformer.wte.weight): what a checkpoint holds."""
+        return dict(self.named_parameters())
+
+    @classmethod
+    def from_hugging_face(cls, source, dropout=0.0):
+        """A GPT with the weights of `source`: a transformers GPT2LMHeadModel, or what its from_pretrained takes ("gpt2")."""
+        if isinstance(source, str):
+            from transformers import GPT2LMHeadModel
+
+            source = GPT2LMHeadModel.from_pretrained(source)
+        theirs = source.config
+        config = GPTConfig(block_size=theirs.n_positions, vocab_size=theirs.vocab_size, n_layer=theirs.n_layer,
+                           n_head=theirs.n_head, n_embd=theirs.n_embd, dropout=dropout)
+        model, weights = cls(config), source.state_dict()
+        conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # kept as [in, out] there, [out, in] here
+        with torch.no_grad():
+            for name, parameter in model.tensors().items():
+                parameter.copy_(weights[name].t() if name.endswith(conv1d) else weights[name])
+        return model

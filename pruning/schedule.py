@@ -1,0 +1,36 @@
+"""Schedules: how the share of the target sparsity rises with progress, (step - begin) / (end - begin), from 0 to 1.
+
+Any function of progress that does not fall, with values in [0, 1], is a schedule.
+"""
+
+
+def linear(progress):
+    """p."""
+    return progress
+
+
+def cubic(progress):
+    """p³: slow at first, fastest at the end, when little time is left to recover (the source's)."""
+    return progress**3
+
+
+def gmp(progress):
+    """1 − (1 − p)³: fast at first, slow at the end (Zhu and Gupta 2017, arXiv:1710.01878)."""
+    return 1 - (1 - progress) ** 3
+
+
+def oneshot(progress):
+    """All at once, at `begin`."""
+    return 1.0
+
+
+SCHEDULES = {function.__name__: function for function in (linear, cubic, gmp, oneshot)}
+
+
+def sparsity_at(step, schedule, target, begin, end):
+    """Sparsity after `step`: 0 before `begin`, target · schedule(progress) until `end`, then target."""
+    if step < begin:
+        return 0.0
+    if step >= end:
+        return target
+    return target * schedule((step - begin) / (end - begin))
