@@ -9,11 +9,11 @@ n_head = 4
 n_embd = 128
 block_size = 128
 
-batch_size = 16
+batch_size = 32
 gradient_accumulation_steps = 1
-max_iters = 600
+max_iters = 400
 learning_rate = 4e-3
-warmup_iters = 50
+warmup_iters = 40
 beta2 = 0.99
 
 criterion = "bitter7"

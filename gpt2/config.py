@@ -53,7 +53,7 @@ class Config:
     allocation: str = option("global", "how sparsity is spread over layers: a name of pruning/allocation.py")
     prune_begin: int = option(-1, "step of the first update; -1: a quarter of max_iters", at_least=-1)
     prune_end: int = option(-1, "step that reaches target_sparsity; -1: three quarters of max_iters", at_least=-1)
-    prune_interval: int = option(10, "steps from one update to the next", at_least=1)
+    prune_interval: int = option(20, "steps from one update to the next", at_least=1)
     # evaluation, log, checkpoints
     eval_interval: int = option(250, "steps between evaluations on the validation shards", at_least=1)
     eval_iters: int = option(20, "micro-batches of an evaluation, the same ones each time", at_least=1)

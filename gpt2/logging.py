@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -90,7 +91,7 @@ def start_wandb(config, out_dir):
 
     path = out_dir / "wandb_id"
     if not path.exists():
-        write_atomically(path, wandb.util.generate_id().encode())
+        write_atomically(path, secrets.token_hex(4).encode())
     return wandb.init(project=config.wandb_project, name=config.wandb_run_name or out_dir.name, id=path.read_text(), resume="allow",
                       dir=os.fspath(out_dir), config=asdict(config))
 

@@ -128,3 +128,20 @@ def local(tensor):
 def full(tensor):
     """The whole tensor, gathered from all ranks where it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
+def keep(tensor, live):
+    """Set the floating-point `tensor` to +0.0, in place, where `live` (integers 0 or 1, of its shape) is 0.
+
+    Multiplies the bits, so that neither NaN, infinity nor a sign survives. masked_fill_ gives the same, several times
+    slower on a CPU, where each weight of a random mask is a mispredicted branch.
+    """
+    tensor.view(BITS[tensor.element_size()]).mul_(live)
+
+
+def nonzero(tensor):
+    """1 where `tensor` is not zero, else 0, as integers of the same width, which `keep` is fastest with."""
+    return torch.ne(tensor, 0, out=torch.empty_like(tensor, dtype=BITS[tensor.element_size()]))

@@ -7,10 +7,10 @@ import torch
 
 from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.criteria import CRITERIA
-from pruning.layers import find_layers, find_ranks, is_prunable, local
+from pruning.layers import find_layers, find_ranks, is_prunable, keep, local, nonzero
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import NotFiniteError, Scores
-from pruning.select import PRUNED, kth_smallest, score_of, take_ties
+from pruning.select import PRUNED, kth_smallest, score_of, leave_ties
 
 
 class Pruner:
@@ -103,7 +103,7 @@ class Pruner:
             return
         for layer in self.layers:
             if layer.parameter.grad is not None:
-                local(layer.parameter.grad).masked_fill_(local(layer.parameter) == 0, 0)
+                keep(local(layer.parameter.grad), nonzero(local(layer.parameter)))
 
     def step(self):
         """Count one optimizer step, and prune to `schedule(step)` when an update is due. Returns whether it was.
@@ -189,15 +189,15 @@ class Pruner:
             for rows in self.scores.chunks(i):
                 key = self.scores.keys(i, rows)
                 if not partly:
-                    mask = key <= threshold.key
+                    live = torch.gt(key, threshold.key, out=torch.empty_like(key))
                 elif self.ranks.sharded:
-                    mask, taken = take_ties(key, threshold.key, quotas[place])
+                    live, taken = leave_ties(key, threshold.key, quotas[place])
                     quotas[place] -= taken
                 else:
-                    mask, taken = take_ties(key, threshold.key, quota)
+                    live, taken = leave_ties(key, threshold.key, quota)
                     quota -= taken
                 for tensor in self.scores.tensors_of(i):
-                    tensor[rows].masked_fill_(mask, 0)
+                    keep(tensor[rows], live)
         return threshold.ties if threshold.key == PRUNED else k
 
     def zeros(self):

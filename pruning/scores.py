@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from pruning.criteria import magnitude
-from pruning.layers import full, local
+from pruning.layers import full, local, nonzero
 from pruning.select import EXCLUDED, PRUNED, order_key
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
@@ -101,8 +101,8 @@ class Scores:
 
     def keys(self, i, rows):
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
-        weight = local(self.layers[i].parameter)[rows]
-        key = torch.where(weight == 0, PRUNED, order_key(self.score(i, rows)))
+        highest = -nonzero(self.argument("weight", i, rows)) ^ PRUNED  # the largest int32 for a live weight, PRUNED for a zero
+        key = torch.minimum(order_key(self.score(i, rows)), highest)
         return self.within_pattern(key, self.layers[i].input_dim) if self.pattern else key
 
     def score(self, i, rows):

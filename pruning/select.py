@@ -48,25 +48,39 @@ def kth_smallest(keys, k, layers, device, all_reduce):
     keys: called once a pass, yields (layer, int32 tensor) for the weights that this rank counts;
     layers: how many there are; all_reduce: sums an int64 tensor over the ranks, in place.
     """
-    high = torch.zeros(BUCKETS, dtype=torch.int64, device=device)
-    for _, key in keys():
-        high += torch.bincount(((key >> 16) + BUCKETS // 2).flatten(), minlength=BUCKETS)
+    high = histogram(((key >> 16) + BUCKETS // 2 for _, key in keys()), device)
     all_reduce(high)
     if int(high[NAN_BUCKETS].sum()):
         raise FloatingPointError("scores are NaN")
     bucket, before = bucket_of(high, k)
 
-    low = torch.zeros(BUCKETS, dtype=torch.int64, device=device)
     most = torch.zeros(layers, dtype=torch.int64, device=device)
     last_of_bucket = ((bucket - BUCKETS // 2) << 16) + 0xFFFF
-    for layer, key in keys():
-        inside = key[(key >> 16) == bucket - BUCKETS // 2]
-        low += torch.bincount(inside & 0xFFFF, minlength=BUCKETS)
-        most[layer] += (key <= last_of_bucket).sum()
+
+    def inside():
+        for layer, key in keys():
+            most[layer] += (key <= last_of_bucket).sum()
+            yield key[(key >> 16) == bucket - BUCKETS // 2] & 0xFFFF
+
+    low = histogram(inside(), device)
     both = all_reduce(torch.cat([low, most]))
     low, most = both[:BUCKETS], both[BUCKETS:]
     within, before_within = bucket_of(low, k - before)
     return Threshold(((bucket - BUCKETS // 2) << 16) + within, before + before_within, int(low[within]), most.tolist())
+
+
+def histogram(pieces, device):
+    """How often each number below BUCKETS occurs in the integer tensors `pieces`; small ones are counted together."""
+    counts, waiting, size = torch.zeros(BUCKETS, dtype=torch.int64, device=device), [], 0
+    for piece in pieces:
+        waiting.append(piece.flatten())
+        size += piece.numel()
+        if size >= BUCKETS:
+            counts += torch.bincount(torch.cat(waiting) if len(waiting) > 1 else waiting[0], minlength=BUCKETS)
+            waiting, size = [], 0
+    if size:
+        counts += torch.bincount(torch.cat(waiting), minlength=BUCKETS)
+    return counts
 
 
 def bucket_of(counts, k):
@@ -76,10 +90,10 @@ def bucket_of(counts, k):
     return bucket, int(total[bucket - 1]) if bucket else 0
 
 
-def take_ties(key, threshold, quota):
-    """(mask, taken): where key < threshold, and the first `quota` places, in order, where it equals it."""
+def leave_ties(key, threshold, quota):
+    """(live, taken): live is 0 where key < threshold and at the first `quota` places, in order, where it equals it, else 1."""
     ties = key == threshold
     count = int(ties.sum())
     if count > quota:
         ties = ties & (ties.flatten().cumsum(0) <= quota).view_as(ties)
-    return (key < threshold) | ties, min(count, quota)
+    return ((key >= threshold) & ~ties).to(torch.int32), min(count, quota)

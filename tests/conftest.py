@@ -1,0 +1,72 @@
+"""Fixtures that many tests share: small shards, a fast way to call the commands, several ranks in one process tree."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=2", "--gradient_accumulation_steps=12", "--max_iters=30",
+         "--warmup_iters=3", "--eval_interval=10", "--eval_iters=3", "--log_interval=1", "--checkpoint_interval=10", "--device=cpu",
+         "--dtype=float32", "--compile=False", "--learning_rate=1e-2"]
+PRUNED = ["--criterion=bitter7", "--prune_begin=5", "--prune_end=25", "--prune_interval=5"]
+
+
+def write_shard(path, tokens):
+    """llm.c's format, written here from its description: 256 int32, then uint16 tokens."""
+    header = np.zeros(256, np.int32)
+    header[:3] = 20240520, 1, len(tokens)
+    Path(path).write_bytes(header.tobytes() + np.asarray(tokens, np.uint16).tobytes())
+
+
+def shared_data(name):
+    """A path in the folder of real data, or a skipped test."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs the real data {name}, which is not here")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Shards of 100 tokens' vocabulary in which the next token can be learnt: three of training, one of validation."""
+    folder, random = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
+    steps = random.choice([1, 2, 3], p=[0.8, 0.1, 0.1], size=9000)
+    tokens = np.cumsum(steps) % 100
+    for number, split in enumerate(["val", "train", "train", "train"]):
+        write_shard(folder / f"toy_{split}_{number:06d}.bin", tokens[number * 2000 : number * 2000 + 2000 + 37 * number])
+    (folder / "meta.json").write_text(json.dumps({"tokenizer": "byte", "vocab_size": 100}))
+    return folder
+
+
+def run(program, *arguments, ranks=None, check=True, env=(), **options):
+    """Run a program of this project; returns the finished process with its output as text."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(env)
+    done = subprocess.run([sys.executable, *launcher, *program.split(), *map(str, arguments)], cwd=options.pop("cwd", ROOT), env=environment,
+                          capture_output=True, text=True, timeout=600, **options)
+    if check and done.returncode:
+        raise AssertionError(f"{program} {arguments} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+def metrics_of(out_dir):
+    return [json.loads(line) for line in (Path(out_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def files_of(out_dir, step):
+    """The bytes of model and optimizer in the checkpoint of `step`."""
+    folder = Path(out_dir) / "checkpoints" / f"step-{step:08d}"
+    return [(folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
+
+
+def refused(done):
+    """The lines with which a command refused: exit code 2, no traceback."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr + done.stdout
+    return [line for line in done.stderr.splitlines() if "error:" in line]
