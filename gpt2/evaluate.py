@@ -7,9 +7,9 @@ import sys
 import torch
 
 from gpt2 import checkpoint, parallel
-from gpt2.config import Config
+from gpt2.config import Config, checked
 from gpt2.data import Windows, evaluation_batches, find_shards
-from gpt2.errors import one_line_errors
+from gpt2.errors import UserError, one_line_errors
 from gpt2.model import GPT, GPTConfig
 
 
@@ -31,7 +31,10 @@ def evaluate(model, windows, config, world, dtype):
 def load_run(path, device):
     """(config, model) of a checkpoint's folder or of the newest checkpoint in a run's; the model in eval mode on `device`."""
     path, manifest = checkpoint.at(path)
-    config = Config(**manifest["config"])
+    problems = []
+    config = Config(**checked(manifest["config"], f"{path}/manifest.json: ", problems))
+    if problems:
+        raise UserError("\n".join(problems))
     model = GPT(GPTConfig(config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd, bias=config.bias))
     checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
     return config, model.to(device).eval()

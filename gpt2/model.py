@@ -118,12 +118,15 @@ class GPT(nn.Module):
         GPU matrix units want multiples of 64 columns, so there the vocabulary is padded, for this product alone: the
         padding's logits are -inf, a probability of exactly zero, and no parameter, gradient or file ever holds it.
         """
-        padding = -self.config.vocab_size % 64 if x.is_cuda else 0
+        padding = self.padding(x.device)
         if not padding:
             return self.lm_head(x)
         logits = F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, padding)))
         column = torch.arange(logits.shape[-1], device=x.device)
         return logits.masked_fill(column >= self.config.vocab_size, float("-inf"))
+
+    def padding(self, device):
+        return -self.config.vocab_size % 64 if device.type == "cuda" else 0
 
     def flops_per_token(self):
         """Of a training step (forward and backward): 6 a weight, position embedding aside, and 12·width·context a layer

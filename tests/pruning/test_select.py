@@ -1,0 +1,87 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pruning import Pruner
+from pruning.select import histogram, kth_smallest, order_key, score_of
+from tests.pruning.helpers import adam_with, by_exp_avg, linears, lowest, zeros_of
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1e-38, 3e38, -3e38, float("inf"), -float("inf"), 1.0000001]
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.floats(width=32, allow_nan=False)), min_size=2, max_size=50))
+def test_keys_have_the_order_of_the_scores(values):
+    scores = torch.tensor(values, dtype=torch.float32)
+    keys = order_key(scores)
+    assert torch.equal(keys[:, None] < keys[None], scores[:, None] < scores[None])
+    assert torch.equal(keys[:, None] == keys[None], scores[:, None] == scores[None])
+    assert [score_of(key) for key in keys.tolist()] == scores.tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000, 2**16 + 1, 10**6])
+@pytest.mark.parametrize("kind", ["normal", "ties", "equal", "tiny"])
+def test_the_kth_smallest_is_a_full_sorts(size, kind):
+    torch.manual_seed(size)
+    scores = {"normal": torch.randn(size), "ties": torch.randint(-3, 3, (size,)).float(), "equal": torch.full((size,), 0.25),
+              "tiny": torch.randn(size) * 1e-42}[kind]
+    keys, order = order_key(scores), scores.sort().values
+    chunks = list(zip((0, 1, 1, 1, 1), keys.tensor_split([size // 7, size // 3, size // 2, size - 1])))
+    for k in sorted({1, 2, size // 3, size // 2, size - 1, size} - {0}):
+        if k <= size:
+            found = kth_smallest(lambda: iter(chunks), k, 2, keys.device, lambda x: x)
+            assert score_of(found.key) == order[k - 1]
+            assert found.below == (scores < order[k - 1]).sum() and found.ties == (scores == order[k - 1]).sum()
+            assert all(most >= sum(int((key <= found.key).sum()) for place, key in chunks if place == layer)
+                       for layer, most in enumerate(found.most))
+
+
+def test_small_pieces_are_counted_like_large_ones():
+    numbers = torch.randint(0, 2**16, (200_000,))
+    expected = torch.bincount(numbers, minlength=2**16)
+    for sizes in (1000, 70_000, 200_000):
+        assert torch.equal(histogram(numbers.split(sizes), numbers.device), expected)
+
+
+@st.composite
+def layers_of_scores(draw):
+    shapes = draw(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 9)), min_size=1, max_size=4))
+    values = st.one_of(st.sampled_from(SPECIAL[:-1]), finite) if draw(st.booleans()) else st.sampled_from([0.0, -0.0, 1.0, -2.0])
+    scores = [draw(st.lists(values.filter(math.isfinite), min_size=r * c, max_size=r * c)) for r, c in shapes]
+    return shapes, [np.array(s, np.float32) for s in scores]
+
+
+@settings(deadline=None, max_examples=150)
+@given(layers_of_scores(), st.floats(0, 0.999), st.floats(0, 0.999), st.sampled_from([1.0, 0.98, 0.6]), st.integers(1, 11))
+def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap, chunk):
+    """Two updates after one another, ties, signed zeros, caps and chunks of any size included."""
+    shapes, scores = problem
+    model = linears(*shapes)
+    optimizer = adam_with(model, exp_avg=[torch.tensor(s).view(shape) for s, shape in zip(scores, shapes)])
+    target = max(first, second)
+    pruner = Pruner(model, optimizer, by_exp_avg, target_sparsity=target, max_layer_sparsity=cap)
+    caps = [math.ceil(max(cap, target) * len(s)) for s in scores]
+    pruned = [np.zeros(len(s), bool) for s in scores]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pruning.scores.CHUNK", {"cpu": chunk})
+        for sparsity in sorted((first, second)):
+            k = round(sparsity * pruner.prunable)
+            expected = lowest(scores, pruned, k, caps)
+            pruner.prune_to(sparsity)
+            assert (zeros_of(model) == expected).all() and pruner.pruned == expected.sum() == k
+            pruned = np.split(expected, np.cumsum([len(s) for s in scores])[:-1])
+            scores = [np.where(p, 0, s) for p, s in zip(pruned, scores)]
+
+
+def test_large_layers_in_many_chunks_are_exact():
+    torch.manual_seed(0)
+    shapes = [(700, 900), (3, 200_000), (1, 5)]
+    model = linears(*shapes)
+    scores = [torch.randn(shape).round(decimals=2) for shape in shapes]
+    Pruner(model, adam_with(model, exp_avg=scores), by_exp_avg, target_sparsity=0.7).prune_to(0.7)
+    flat = [s.flatten().numpy() for s in scores]
+    assert (zeros_of(model) == lowest(flat, [np.zeros(len(s), bool) for s in flat], round(0.7 * sum(map(len, flat))))).all()
