@@ -1,0 +1,124 @@
+"""Run under torchrun by test_ranks.py: prunes models under DDP or FSDP2 and writes what every rank ends with."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pruning import Pruner
+from pruning.layers import full
+from tests.pruning.helpers import by_exp_avg, zeros_of
+
+SHAPES = [(13, 9), (3, 40), (1, 6), (64, 8)]  # rows that neither 2, 3 nor 4 ranks divide, and fewer rows than ranks
+
+
+def linears():
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(columns, rows, bias=False) for rows, columns in SHAPES))
+
+
+def spread(model, kind):
+    """The model as `kind` distributes it."""
+    if kind == "ddp":
+        return DistributedDataParallel(model) if dist.get_world_size() > 1 else model
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if kind == "fsdp_mixed" else MixedPrecisionPolicy()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+    return model
+
+
+def like(parameter, tensor):
+    """`tensor` laid out as the parameter is."""
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements) if hasattr(parameter, "device_mesh") else tensor.clone()
+
+
+def selections(kind):
+    """name -> pruned sets after two updates, for criteria, allocations, ties and caps."""
+    result = {}
+    for name, options in {
+        "ties": dict(criterion=by_exp_avg), "bitter7": dict(criterion="bitter7"), "random": dict(criterion="random"), "movement": dict(criterion="movement"),
+        "within": dict(criterion="variance_within"), "uniform": dict(criterion="bitter0", allocation="uniform"),
+        "erk": dict(criterion=by_exp_avg, allocation="erk"), "adaptive": dict(criterion="bitter3", allocation="layer_adaptive"),
+        "capped": dict(criterion=by_exp_avg, max_layer_sparsity=0.71, target_sparsity=0.7),
+    }.items():
+        model = spread(linears(), kind)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        generator = torch.Generator().manual_seed(1)
+        pruner = Pruner(model, optimizer, **({"target_sparsity": 0.7} | options))
+        for parameter, shape in zip(model.parameters(), SHAPES):
+            ties = torch.randint(-2, 3, shape, generator=generator).float()
+            parameter.grad = like(parameter, torch.randn(shape, generator=generator))
+            optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": like(parameter, ties),
+                                          "exp_avg_sq": like(parameter, torch.rand(shape, generator=generator) * 1e-6)}
+        optimizer.step()
+        if options["criterion"] is by_exp_avg:  # ties again, after the step has moved them
+            for parameter, shape in zip(model.parameters(), SHAPES):
+                optimizer.state[parameter]["exp_avg"].copy_(like(parameter, torch.randint(-2, 3, shape, generator=generator).float()))
+        for sparsity in (0.3, 0.7):
+            pruner.prune_to(sparsity)
+            result[f"{name}_{sparsity}"] = zeros_of(model)
+            assert result[f"{name}_{sparsity}"].sum() == pruner.pruned == round(sparsity * pruner.prunable)
+    return result
+
+
+def training(kind, folder):
+    """Weights after 50 steps of a pruned run whose global batch does not depend on the ranks; its state goes to disk at step 25."""
+    torch.manual_seed(0)
+    model = spread(nn.Sequential(nn.Linear(10, 33), nn.ReLU(), nn.Linear(33, 5)), kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, optimizer, "bitter7", 0.6, begin=5, end=40, interval=5)
+    rank, size, losses = dist.get_rank(), dist.get_world_size(), []
+    for step in range(50):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randn(24, 10, generator=generator), torch.randint(0, 5, (24,), generator=generator)
+        loss = F.cross_entropy(model(x.chunk(size)[rank]).float(), y.chunk(size)[rank])
+        loss.backward()
+        pruner.mask_gradients()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+        if step == 24:
+            torch.save(pruner.state_dict(), folder / f"{kind}-{rank}.state")
+            torch.save([full(p.detach()).clone() for p in model.parameters()], folder / f"{kind}-{rank}.weights")
+    return {f"weight{i}": full(p.detach()).numpy() for i, p in enumerate(model.parameters())} | {"zeros": zeros_of(model)}
+
+
+def loading(kind, folder, other):
+    """The zeros after loading what a world of another size saved, and one more update."""
+    model = spread(nn.Sequential(nn.Linear(10, 33), nn.ReLU(), nn.Linear(33, 5)), kind)
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters(), lr=1e-2), "bitter7", 0.6, begin=5, end=40, interval=5)
+    with torch.no_grad():
+        for parameter, saved in zip(model.parameters(), torch.load(other / f"{kind}-0.weights")):
+            parameter.copy_(like(parameter, saved))
+    pruner.load_state_dict(torch.load(other / f"{kind}-0.state"))
+    pruned = pruner.pruned
+    for _ in range(5):
+        pruner.step()
+    return {"pruned": np.array(pruned), "zeros": zeros_of(model)}
+
+
+def main(kind, folder, other=None):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    folder = Path(folder)
+    parts = {"selections": selections(kind), "training": training(kind, folder)}
+    if other:
+        parts["loading"] = loading(kind, folder, Path(other))
+    for name, arrays in parts.items():
+        np.savez(folder / f"{name}-{kind}-{dist.get_rank()}.npz", **arrays)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
