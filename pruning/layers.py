@@ -142,6 +142,11 @@ def keep(tensor, live):
     tensor.view(BITS[tensor.element_size()]).mul_(live)
 
 
+def keep_where_nonzero(tensor, weight):
+    """Set `tensor` to +0.0, in place, where `weight` is zero: what the gradient of hardshrink with lambda 0 does, in one kernel."""
+    torch.ops.aten.hardshrink_backward.grad_input(tensor, weight, 0.0, grad_input=tensor)
+
+
 def nonzero(tensor):
     """1 where `tensor` is not zero, else 0, as integers of the same width, which `keep` is fastest with."""
     return torch.ne(tensor, 0, out=torch.empty_like(tensor, dtype=BITS[tensor.element_size()]))

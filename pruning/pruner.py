@@ -7,7 +7,7 @@ import torch
 
 from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.criteria import CRITERIA
-from pruning.layers import find_layers, find_ranks, is_prunable, keep, local, nonzero
+from pruning.layers import find_layers, find_ranks, is_prunable, keep, keep_where_nonzero, local
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import NotFiniteError, Scores
 from pruning.select import PRUNED, kth_smallest, score_of, leave_ties
@@ -103,7 +103,7 @@ class Pruner:
             return
         for layer in self.layers:
             if layer.parameter.grad is not None:
-                keep(local(layer.parameter.grad), nonzero(local(layer.parameter)))
+                keep_where_nonzero(local(layer.parameter.grad), local(layer.parameter))
 
     def step(self):
         """Count one optimizer step, and prune to `schedule(step)` when an update is due. Returns whether it was.
