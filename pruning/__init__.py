@@ -1,6 +1,8 @@
 """Pruning while training, from the statistics the optimizer keeps. See pruning/README.md."""
 
 from pruning.pruner import Pruner
+from pruning.regrow import Regrow
 from pruning.scores import NotFiniteError
+from pruning.straight_through import StraightThrough
 
-__all__ = ["NotFiniteError", "Pruner"]
+__all__ = ["NotFiniteError", "Pruner", "Regrow", "StraightThrough"]

@@ -8,6 +8,7 @@ import torch
 from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.criteria import CRITERIA
 from pruning.layers import find_layers, find_ranks, is_prunable, keep, keep_where_nonzero, local
+from pruning.memory import predict
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import NotFiniteError, Scores
 from pruning.select import PRUNED, kth_smallest, score_of, leave_ties
@@ -97,23 +98,28 @@ class Pruner:
     # ---- the calls of a training loop ----
 
     @torch.no_grad()
-    def mask_gradients(self):
-        """Set the gradient of every pruned weight to zero. Call it after backward, before clipping. Never waits for the device."""
+    def mask_gradients(self, parameters=None):
+        """Set the gradient of every pruned weight to zero, or of those in `parameters` alone. Call it after backward, before
+        clipping. Never waits for the device."""
         if not self.pruned:
             return
-        for layer in self.layers:
-            if layer.parameter.grad is not None:
-                keep_where_nonzero(local(layer.parameter.grad), local(layer.parameter))
+        for parameter in parameters or [layer.parameter for layer in self.layers]:
+            if parameter.grad is not None:
+                keep_where_nonzero(local(parameter.grad), local(parameter))
 
     def step(self):
         """Count one optimizer step, and prune to `schedule(step)` when an update is due. Returns whether it was.
 
         NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
         self.steps += 1
-        due = self.begin <= self.steps <= self.end and ((self.steps - self.begin) % self.interval == 0 or self.steps == self.end)
-        if due:
-            self.prune_to(sparsity_at(self.steps, self.schedule, self.target_sparsity, self.begin, self.end))
-        return due
+        if not self.due(self.steps):
+            return False
+        self.prune_to(sparsity_at(self.steps, self.schedule, self.target_sparsity, self.begin, self.end))
+        return True
+
+    def due(self, step):
+        """Whether there is an update at `step`: every `interval` from `begin` on, and at `end`."""
+        return self.begin <= step <= self.end and ((step - self.begin) % self.interval == 0 or step == self.end)
 
     @property
     def sparsity(self):
@@ -161,44 +167,54 @@ class Pruner:
         counts = exact_counts(shares, sizes, total, self.zeros())
         return sum(self.apply([i], self.select([i], count), count) for i, count in enumerate(counts) if count)
 
-    def select(self, which, k):
-        """The Threshold of the k-th lowest weight among the layers `which`."""
+    def select(self, which, k, scores=None):
+        """The Threshold of the k-th lowest weight among the layers `which`, by the criterion or by other `scores`."""
+        scores = scores or self.scores
         try:
-            return kth_smallest(lambda: self.scores.counted(which), k, len(which), self.scores.device, self.ranks.all_reduce)
+            return kth_smallest(lambda: scores.counted(which), k, len(which), scores.device, self.ranks.all_reduce)
         except FloatingPointError:
             raise NotFiniteError(f"{self.scores.layer_with_nan(which)}: the criterion {self.criterion_name} gave NaN; nothing was pruned") from None
 
-    def count(self, which, threshold):
+    def count(self, which, threshold, scores=None):
         """(keys below the threshold, keys equal to it), each int64 [layers, ranks], on the CPU."""
-        counts = torch.zeros(2, len(which), dtype=torch.int64, device=self.scores.device)
-        for place, key in self.scores.counted(which):
+        scores = scores or self.scores
+        counts = torch.zeros(2, len(which), dtype=torch.int64, device=scores.device)
+        for place, key in scores.counted(which):
             counts[0, place] += (key < threshold.key).sum()
             counts[1, place] += (key == threshold.key).sum()
         return self.ranks.all_gather(counts).permute(1, 2, 0).cpu()
 
     def apply(self, which, threshold, k):
-        """Set the k lowest weights of the layers `which`, and their optimizer states, to zero; returns how many are zero then.
+        """Set the k lowest weights of the layers `which`, and their optimizer states, to zero; returns how many are zero then."""
+        for i, rows, live in self.chosen(which, threshold, k, self.scores):
+            self.zero(i, rows, live)
+        return threshold.ties if threshold.key == PRUNED else k
+
+    def zero(self, i, rows, live):
+        """Set to zero what belongs to the weights of these rows of layer i at which `live` is 0."""
+        for tensor in self.scores.tensors_of(i):
+            keep(tensor[rows], live)
+
+    def chosen(self, which, threshold, k, scores):
+        """(layer, rows, live) of each chunk on this rank, live being 0 at the k lowest weights and 1 elsewhere.
 
         Where more weights tie at the threshold than are to be taken, those that come first in the full tensors are."""
         quota = k - threshold.below
         partly = quota < threshold.ties
+        quotas = [quota]
         if partly and self.ranks.sharded:
-            ties = self.count(which, threshold)[1]
+            ties = self.count(which, threshold, scores)[1]
             quotas = shares_in_order(ties.flatten(), quota).view_as(ties)[:, self.ranks.rank].tolist()
         for place, i in enumerate(which):
-            for rows in self.scores.chunks(i):
-                key = self.scores.keys(i, rows)
-                if not partly:
-                    live = torch.gt(key, threshold.key, out=torch.empty_like(key))
-                elif self.ranks.sharded:
-                    live, taken = leave_ties(key, threshold.key, quotas[place])
-                    quotas[place] -= taken
+            mine = place if len(quotas) > 1 else 0
+            for rows in scores.chunks(i):
+                key = scores.keys(i, rows)
+                if partly:
+                    live, taken = leave_ties(key, threshold.key, quotas[mine])
+                    quotas[mine] -= taken
                 else:
-                    live, taken = leave_ties(key, threshold.key, quota)
-                    quota -= taken
-                for tensor in self.scores.tensors_of(i):
-                    keep(tensor[rows], live)
-        return threshold.ties if threshold.key == PRUNED else k
+                    live = torch.gt(key, threshold.key, out=torch.empty_like(key))
+                yield i, rows, live
 
     def zeros(self):
         """How many weights of each layer are zero, over all ranks."""
@@ -228,6 +244,27 @@ class Pruner:
     def identity(self):
         pattern = "{}:{}".format(*self.pattern) if self.pattern else None
         return dict(criterion=self.criterion_name, target_sparsity=self.target_sparsity, pattern=pattern)
+
+    def plan(self, max_steps):
+        """What a run of `max_steps` optimizer steps would do, before it does: a dict of
+
+        updates: [(step, sparsity), ...] of every update; average_parameters: all parameters less the pruned ones,
+        averaged over the steps; memory: bytes by item, as `memory.measure` gives them, gradients and states of the
+        optimizer's first step included."""
+        updates, current, pruned_steps = [], 0.0, 0.0
+        for step in range(1, max_steps + 1):
+            pruned_steps += current
+            if self.due(step):
+                current = sparsity_at(step, self.schedule, self.target_sparsity, self.begin, self.end)
+                updates.append((step, current))
+        parameters = {id(p): p for group in self.scores.optimizer.param_groups for p in group["params"]}.values()
+        total = sum(p.numel() for p in parameters)
+        return dict(updates=updates, average_parameters=total - self.prunable * pruned_steps / max_steps,
+                    memory=predict(parameters, self.scores.optimizer, self.buffer_bytes()))
+
+    def buffer_bytes(self):
+        """Bytes that this Pruner keeps on this rank beside model and optimizer."""
+        return sum(local(t).nbytes for t in self.scores.initial)
 
     def report(self):
         """A table, as text: layer, parameters, pruned, sparsity, and in the last line the global threshold."""

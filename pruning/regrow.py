@@ -1,0 +1,69 @@
+"""Drop and regrow, as in RigL (Evci et al. 2020, arXiv:1911.11134): pruned weights come back where their gradient is large."""
+
+import math
+
+import torch
+
+from pruning.layers import local
+from pruning.pruner import Pruner
+from pruning.schedule import sparsity_at
+from pruning.scores import Scores
+from pruning.select import EXCLUDED, order_key
+
+SEED = 1e-30  # what a regrown weight starts from, against its gradient: RigL's zero, but for the weight being the mask
+
+
+class Regrow(Pruner):
+    """A Pruner that, at each update, also drops the lowest live weights of each layer by the criterion and grows as many
+    by the magnitude of their gradient. The sparsity is the schedule's, exactly; pruned sets are not nested.
+
+    drop_fraction: share of each layer's live weights that changes place at `begin`; falls to 0 at `end` along a cosine.
+    Takes Pruner's other arguments but `pattern`. The update happens in `mask_gradients`, the one moment at which the
+    gradients of pruned weights are there: before the optimizer's step, with the states as the step before left them.
+    """
+
+    def __init__(self, *args, drop_fraction=0.3, **options):
+        super().__init__(*args, **options)
+        if not 0 <= drop_fraction < 1:
+            raise ValueError(f"drop_fraction={drop_fraction}: expected 0 <= drop_fraction < 1")
+        if self.pattern:
+            raise ValueError("pattern= cannot be combined with regrowth, which moves weights about in a layer")
+        self.drop_fraction = drop_fraction
+        self.gradients = GradientScores(self.layers, self.ranks, self.scores.optimizer, self.scores.criterion, None)
+
+    @torch.no_grad()
+    def mask_gradients(self):
+        """As Pruner.mask_gradients; drops and grows first, when the step under way is due."""
+        step = self.steps + 1
+        if self.due(step):
+            self.prune_to(sparsity_at(step, self.schedule, self.target_sparsity, self.begin, self.end))
+            self.drop_and_grow(self.drop_fraction * (1 + math.cos(math.pi * (step - self.begin) / max(1, self.end - self.begin))) / 2)
+        super().mask_gradients()
+
+    def step(self):
+        """Count one optimizer step. Returns whether `mask_gradients` made an update in it."""
+        self.steps += 1
+        return self.due(self.steps)
+
+    def drop_and_grow(self, fraction):
+        """Give `fraction` of each layer's live weights another place in it."""
+        if not self.pruned:
+            return
+        self.scores.prepare()
+        for i, (layer, zeros) in enumerate(zip(self.layers, self.zeros())):
+            moving = min(round(fraction * (layer.size - zeros)), layer.size)
+            if moving and layer.parameter.grad is not None:
+                self.apply([i], self.select([i], zeros + moving), zeros + moving)
+                threshold = self.select([i], moving, self.gradients)
+                for _, rows, live in self.chosen([i], threshold, moving, self.gradients):
+                    weight, gradient = local(layer.parameter)[rows], local(layer.parameter.grad)[rows]
+                    weight.add_(torch.copysign(torch.tensor(SEED), -gradient).to(weight.dtype).mul_(1 - live))
+
+
+class GradientScores(Scores):
+    """Pruned weights by the magnitude of their gradient, largest first; live ones are left out."""
+
+    def keys(self, i, rows):
+        parameter = self.layers[i].parameter
+        key = order_key(-local(parameter.grad)[rows].float().abs())
+        return torch.where(local(parameter)[rows] == 0, key, EXCLUDED)

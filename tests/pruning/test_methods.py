@@ -1,0 +1,152 @@
+"""Regrowth and straight-through, and what methods cost."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from pruning import Pruner, Regrow, StraightThrough, memory
+from tests.pruning.helpers import zeros_of
+from tests.pruning.test_pruner import mlp, train
+
+
+def run(kind, steps, criterion="magnitude", **options):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = kind(model, optimizer, criterion, 0.6, begin=5, end=45, interval=5, **options)
+    sets = []
+    for step in range(steps):
+        train(model, optimizer, pruner, (step, step + 1))
+        sets.append(zeros_of(model))
+    return model, optimizer, pruner, sets
+
+
+@pytest.mark.parametrize("kind", [Regrow, StraightThrough])
+def test_sparsity_is_exact_at_every_step_and_sets_are_not_nested(kind):
+    _, _, pruner, sets = run(kind, 60)
+    for step in range(5, 46, 5):
+        assert sets[step - 1].sum() == round(0.6 * (1 - (1 - (step - 5) / 40) ** 3) * pruner.prunable)
+    assert any((before & ~after).any() for before, after in zip(sets, sets[1:])), "nothing ever came back"
+    assert (sets[44] == sets[59]).all() and sets[59].sum() == pruner.pruned
+
+
+def test_regrow_grows_the_largest_gradients():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = Regrow(model, optimizer, "magnitude", 0.5, "oneshot", begin=1, end=10, interval=1, drop_fraction=0.5)
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(p.shape, generator=generator) for p in model.parameters()]
+
+    def step():
+        for parameter, gradient in zip(model.parameters(), gradients):
+            parameter.grad = gradient.clone()
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step()
+
+    step()
+    before = [p.detach().clone() for p in model.parameters()]
+    step()
+    fraction = 0.5 * (1 + torch.cos(torch.tensor(torch.pi / 9)).item()) / 2
+    for old, new, gradient in zip(before, model.parameters(), gradients):
+        if old.dim() == 2:
+            moving = round(fraction * int((old != 0).sum()))
+            live = old.abs().flatten()
+            lowest_live = torch.where(live > 0, live, torch.inf).argsort()[:moving]
+            dropped = old.flatten().clone()
+            dropped[lowest_live] = 0
+            candidates = torch.where(dropped == 0, gradient.flatten().abs(), -1.0)
+            grown = candidates.argsort(descending=True)[:moving]
+            expected = dropped != 0
+            expected[grown] = True
+            assert torch.equal(new.flatten() != 0, expected)
+            assert (new.flatten()[grown] * gradient.flatten()[grown] < 0).all() and new.flatten()[grown].abs().max() < 1e-20
+
+
+def test_without_dropping_regrow_is_the_plain_pruner_a_moment_earlier():
+    model, _, _, sets = run(Regrow, 60, drop_fraction=0.0)
+    assert all((after[before]).all() for before, after in zip(sets, sets[1:]))
+
+
+def test_straight_through_trains_the_dense_weights_on_the_gradients_of_the_masked_ones():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = StraightThrough(model, optimizer, "magnitude", 0.5, "oneshot", begin=1, end=6, interval=5)
+    dense = copy.deepcopy(model)
+    masks = None
+    for step in range(9):
+        x, y = torch.randn(8, 12, generator=torch.Generator().manual_seed(step)), torch.arange(8) % 4
+        weights = dict(dense.named_parameters())
+        seen = {name: (p * masks[name]).detach().requires_grad_() if masks and p.dim() == 2 else p.detach().requires_grad_() for name, p in weights.items()}
+        F.cross_entropy(torch.func.functional_call(dense, seen, x), y).backward()
+        F.cross_entropy(model(x), y).backward()
+        pruner.mask_gradients()
+        optimizer.step()
+        optimizer.zero_grad()
+        pruner.step()
+        with torch.no_grad():
+            for name, p in weights.items():
+                p -= 0.1 * seen[name].grad
+        if step in (0, 5):
+            flat = torch.cat([p.detach().abs().flatten() for p in weights.values() if p.dim() == 2])
+            k = flat.kthvalue(round(0.5 * flat.numel())).values
+            masks = {name: p.abs() > k for name, p in weights.items() if p.dim() == 2}
+        for name, p in model.named_parameters():
+            assert torch.allclose(p, weights[name] * masks.get(name, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Regrow, StraightThrough])
+def test_both_resume_exactly(kind):
+    whole, *_ = run(kind, 50)
+    model, optimizer, pruner, _ = run(kind, 23)
+    fresh = mlp()
+    fresh.load_state_dict(model.state_dict())
+    again = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed = kind(fresh, again, "magnitude", 0.6, begin=5, end=45, interval=5)
+    resumed.load_state_dict(copy.deepcopy(pruner.state_dict()))
+    train(fresh, again, resumed, (23, 50))
+    for a, b in zip(whole.parameters(), fresh.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind, criterion, per_weight", [(Pruner, "bitter7", 0), (Pruner, "movement", 4), (Regrow, "bitter7", 0), (StraightThrough, "bitter7", 5)])
+@pytest.mark.parametrize("optimizer", ["adamw", "amsgrad", "sgd"])
+def test_the_account_is_what_is_allocated(kind, criterion, per_weight, optimizer):
+    model = mlp()
+    made = {"adamw": lambda p: torch.optim.AdamW(p), "amsgrad": lambda p: torch.optim.AdamW(p, amsgrad=True),
+            "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}[optimizer](model.parameters())
+    pruner = kind(model, made, criterion, 0.5, begin=3, end=9)
+    planned = pruner.plan(10)["memory"]
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    made.step()
+    measured = memory.measure(model, made, pruner)
+    assert measured == planned
+    assert measured["buffers"] == per_weight * pruner.prunable
+    assert measured["weights"] == measured["gradients"] == 4 * sum(p.numel() for p in model.parameters())
+    assert measured["total"] == sum(v for name, v in measured.items() if name != "total")
+    held = [t for t in vars(pruner).values() for t in (t if isinstance(t, list) else [t]) if torch.is_tensor(t)] + pruner.scores.initial
+    assert measured["buffers"] == sum(t.nbytes for t in held)
+
+
+def test_the_sources_figures():
+    without_gradients = lambda **options: (lambda a: a["total"] - a["gradients"])(memory.account(61_750, **options))
+    assert without_gradients(method="source_movement") == 1_482_000
+    assert without_gradients(method="source_mask", prunable=61_470) / 1000 == pytest.approx(801, abs=2)
+    assert without_gradients(method="state") == 741_000
+    text = memory.table({"AdamW + movement (source)": memory.account(61_750, method="source_movement")})
+    assert "741 kB  3.00x" in text
+
+
+def test_the_plan_says_what_then_happens():
+    _, _, pruner, sets = run(Pruner, 60)
+    plan = pruner.plan(60)
+    assert [step for step, _ in plan["updates"]] == list(range(5, 46, 5))
+    for step, sparsity in plan["updates"]:
+        assert sets[step - 1].mean() == pytest.approx(sparsity, abs=1e-3)
+    total = sum(p.numel() for p in pruner.scores.optimizer.param_groups[0]["params"])
+    in_forward = [0, *(s.sum() for s in sets[:-1])]
+    assert plan["average_parameters"] == pytest.approx(total - sum(in_forward) / 60, abs=1)
