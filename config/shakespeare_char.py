@@ -15,16 +15,16 @@ bias = False
 
 batch_size = 16
 gradient_accumulation_steps = 1
-max_iters = 800
-learning_rate = 8e-3
+max_iters = 1000
+learning_rate = 6e-3
 warmup_iters = 100
 beta2 = 0.99
 
 criterion = "bitter7"
 target_sparsity = 0.5
 prune_begin = 100
-prune_end = 500
+prune_end = 600
 
-eval_interval = 400
+eval_interval = 500
 eval_iters = 100
 log_interval = 50

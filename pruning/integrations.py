@@ -33,8 +33,9 @@ class PruningCallback(TrainerCallback):
         self.pruner.step()
 
     def on_log(self, args, state, control, logs=None, **others):
-        if logs is not None and self.pruner:
-            logs["sparsity"] = self.pruner.sparsity
+        if self.pruner:
+            for entry in (logs or {}, state.log_history[-1]):
+                entry["sparsity"] = self.pruner.sparsity
 
     def on_train_end(self, args, state, control, **others):
         for hook in self.hooks:

@@ -1,0 +1,133 @@
+"""Time and memory of one global update, beside the alternatives: python -m bench.select [--layers 12 --width 768]
+
+On synthetic weights and Adam states of a GPT-2's prunable weights, 50 % pruned by bitter7: this library's update, scoring
+included; torch.nn.utils.prune.global_unstructured on scores computed beforehand for it; and scoring, then kthvalue or topk on
+the concatenated scores, then masking. Each runs `--rounds` times, in turn; extra memory is what the peak rises above the
+weights and states, each way in a process of its own on the CPU, by the allocator's count on CUDA.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn as nn
+from torch.nn.utils import prune
+from tqdm import tqdm
+
+from pruning import Pruner
+from pruning.criteria import bitter7
+
+
+def synthetic(layers, width, device):
+    """(model, optimizer) with the matrices of `layers` GPT-2 blocks and random states."""
+    torch.manual_seed(0)
+    shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * layers
+    model = nn.ModuleList(nn.Linear(columns, rows, bias=False, device=device) for rows, columns in shapes)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        states = dict(exp_avg=torch.randn_like(parameter), exp_avg_sq=torch.rand_like(parameter) * 1e-8)
+        optimizer.state[parameter] = {"step": torch.tensor(1.0)} | states
+    return model, optimizer
+
+
+def scored(model, optimizer):
+    return [bitter7(p.detach(), optimizer.state[p]["exp_avg_sq"]) for p in model.parameters()]
+
+
+def streaming(model, optimizer):
+    Pruner(model, optimizer, "bitter7").prune_to(0.5)
+
+
+def with_kthvalue(model, optimizer):
+    scores = torch.cat([s.flatten() for s in scored(model, optimizer)])
+    mask_below(model, optimizer, scores.kthvalue(scores.numel() // 2).values)
+
+
+def with_topk(model, optimizer):
+    scores = torch.cat([s.flatten() for s in scored(model, optimizer)])
+    mask_below(model, optimizer, scores.topk(scores.numel() // 2, largest=False, sorted=False).values.max())
+
+
+@torch.no_grad()
+def mask_below(model, optimizer, threshold):
+    for parameter in model.parameters():
+        state = optimizer.state[parameter]
+        mask = bitter7(parameter, state["exp_avg_sq"]) <= threshold
+        for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"]):
+            tensor.masked_fill_(mask, 0)
+
+
+def global_unstructured(model, optimizer):
+    scores = {(layer, "weight"): score for layer, score in zip(model, scored(model, optimizer))}
+    prune.global_unstructured(list(scores), prune.L1Unstructured, importance_scores=scores, amount=0.5)
+
+
+WAYS = {"streaming (this library)": streaming, "scoring + kthvalue": with_kthvalue, "scoring + topk": with_topk, "global_unstructured": global_unstructured}
+
+
+def measure(way, layers, width, device):
+    """(seconds, bytes of extra memory) of one update on fresh tensors."""
+    model, optimizer = synthetic(layers, width, device)
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    else:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    begin = time.perf_counter()
+    WAYS[way](model, optimizer)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin, torch.cuda.max_memory_allocated() - before
+    return time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def measured(way, layers, width, device):
+    """`measure`, in a process of its own on the CPU, where a peak cannot be reset."""
+    if device == "cuda":
+        return measure(way, layers, width, device)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (way, layers, width, device))
+
+
+def compare(layers, width, device, rounds, ways):
+    results = {way: [] for way in ways}
+    with tqdm(total=rounds * len(ways), leave=False) as bar:
+        for _ in range(rounds):
+            for way in ways:
+                bar.set_description(way)
+                results[way].append(measured(way, layers, width, device))
+                bar.update()
+    first = None
+    print(f"\n{12 * layers * width**2:,} weights\n{'':28}{'seconds':>10}{'ratio':>8}{'extra MB':>10}")
+    for way, runs in results.items():
+        seconds, extra = (statistics.median(column) for column in zip(*runs))
+        first = first or seconds
+        print(f"{way:28}{seconds:10.3f}{seconds / first:8.2f}{extra / 1e6:10.0f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m bench.select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
+    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {args.rounds} rounds, in turn")
+    if args.device == "cuda":  # kernels are loaded on first use
+        for way in WAYS:
+            measure(way, 1, 256, args.device)
+    compare(args.layers, args.width, args.device, args.rounds, list(WAYS))
+    for factor in (2, 4):
+        compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
+
+
+if __name__ == "__main__":
+    main()
