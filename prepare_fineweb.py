@@ -145,7 +145,8 @@ def prepare(args):
         raise UserError("--tokenizer char needs --input: it reads the text twice, first for its characters")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        write_json(out_dir / "meta.json", {})
+        write_atomically(out_dir / ".writable", b"")
+        (out_dir / ".writable").unlink()
     except OSError as error:
         raise UserError(f"--out_dir {out_dir}: cannot be written: {error}") from None
     characters = "".join(sorted(set().union(*map(set, documents(args))))) if args.tokenizer == "char" else ""
