@@ -1,7 +1,8 @@
 """Train LeNet-5 on MNIST with one of six optimizers and four ways of pruning: python -m lenet.train --help."""
 
 import argparse
-import json
+import math
+import tempfile
 import time
 from pathlib import Path
 
@@ -106,35 +107,33 @@ def make_training(options, model, steps_per_epoch):
     return training
 
 
-def train(options, digits, say=print):
+def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: None):
     """Train by `options` (see `parse`) and return (model, metrics). Metrics is what --json-output holds, and depends on the
-    options and the digits alone, seconds aside."""
+    options and the digits alone, seconds aside. after_epoch is called with its last entry in `epochs`."""
     torch.manual_seed(options.seed)
     model = LeNet5().to(options.device)
     count = len(digits.train_labels)
-    steps_per_epoch = -(-count // options.batch_size)
+    steps_per_epoch = math.ceil(count / options.batch_size)
     training = make_training(options, model, steps_per_epoch)
     forward = torch.compile(model) if options.compile else model
     order = torch.Generator().manual_seed(options.seed)
     epochs, memory = [], None
-    with tqdm(total=options.epochs * steps_per_epoch, unit="step", dynamic_ncols=True, disable=None) as bar:
-        for epoch in range(1, options.epochs + 1):
-            start, total = time.perf_counter(), torch.zeros((), device=options.device)
-            model.train()
-            for batch in torch.randperm(count, generator=order).to(options.device).split(options.batch_size):
-                loss = F.cross_entropy(forward(digits.train_images[batch]), digits.train_labels[batch])
-                loss.backward()
-                if memory is None and training.optimizer.state:  # from the second step on every state is there
-                    memory = measure(model, training.optimizer, training.pruner)
-                training.step()
-                total += loss.detach() * len(batch)
-                bar.update()
-            seconds = time.perf_counter() - start
-            accuracy, test_loss = evaluate(model, digits.test_images, digits.test_labels)
-            epochs.append(dict(epoch=epoch, train_loss=total.item() / count, test_loss=test_loss, test_accuracy=accuracy,
-                               sparsity=training.pruner.sparsity if training.pruner else 0.0, seconds=seconds))
-            bar.write("epoch {epoch:3d}  train_loss {train_loss:.4f}  test_loss {test_loss:.4f}  test_accuracy {test_accuracy:6.2f} %  "
-                      "sparsity {sparsity:6.2%}  {seconds:.1f} s".format(**epochs[-1]))
+    for epoch in range(1, options.epochs + 1):
+        start, total = time.perf_counter(), torch.zeros((), device=options.device)
+        model.train()
+        for batch in torch.randperm(count, generator=order).to(options.device).split(options.batch_size):
+            loss = F.cross_entropy(forward(digits.train_images[batch]), digits.train_labels[batch])
+            loss.backward()
+            if memory is None and training.optimizer.state:  # from the second step on every state is there
+                memory = measure(model, training.optimizer, training.pruner)
+            training.step()
+            total += loss.detach() * len(batch)
+            after_step()
+        seconds = time.perf_counter() - start
+        accuracy, test_loss = evaluate(model, digits.test_images, digits.test_labels)
+        epochs.append(dict(epoch=epoch, train_loss=total.item() / count, test_loss=test_loss, test_accuracy=accuracy,
+                           sparsity=training.pruner.sparsity if training.pruner else 0.0, seconds=seconds))
+        after_epoch(epochs[-1])
     return model, summary(options, digits, model, training, epochs, memory)
 
 
@@ -163,17 +162,31 @@ def summary(options, digits, model, training, epochs, memory):
         seconds=sum(epoch["seconds"] for epoch in epochs), torch=torch.__version__)
 
 
+LINE = ("epoch {epoch:3d}  train_loss {train_loss:.4f}  test_loss {test_loss:.4f}  test_accuracy {test_accuracy:6.2f} %  "
+        "sparsity {sparsity:6.2%}  {seconds:.1f} s")
+
+
+def check_writable(path):
+    """UserError, before the training rather than after it, where the file `path` could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--json-output {path}: cannot be written: {error}") from None
+    if path.is_dir():
+        raise UserError(f"--json-output {path}: is a folder")
+
+
 def main(arguments=None):
     with one_line_errors("lenet.train"):
         options = parse(arguments)
         digits = load_digits(options.data_dir, options.device)
         print(f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with")
-        model, metrics = train(options, digits)
-        try:
-            Path(options.json_output).parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.json_output, metrics)
-        except OSError as error:
-            raise UserError(f"--json-output {options.json_output}: cannot be written: {error}") from None
+        check_writable(Path(options.json_output))
+        with tqdm(total=options.epochs * math.ceil(len(digits.train_labels) / options.batch_size), unit="step", dynamic_ncols=True, disable=None) as bar:
+            _, metrics = train(options, digits, bar.update, lambda epoch: bar.write(LINE.format(**epoch)))
+        write_json(options.json_output, metrics)
         print(f"{options.optimizer}, pruning {metrics['config']['criterion'] or 'none'}: {metrics['final_accuracy']:.2f} % of the test digits right, "
               f"{metrics['nonzero_parameters']:,} of {metrics['parameters']:,} parameters not zero ({metrics['compression_ratio']:.1f}x smaller); "
               f"{metrics['seconds']:.1f} s; metrics in {options.json_output}")
