@@ -1,15 +1,33 @@
 """A pool of processes that leaves nobody behind: Ctrl-C is the parent's to handle, and when the parent dies, so do they."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from gpt2.errors import UserError
 
 
+@contextlib.contextmanager
 def pool(count, initializer, *arguments):
-    """A ProcessPoolExecutor of `count` fresh interpreters, the same on Linux, macOS and Windows; each first calls initializer(*arguments)."""
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start, (initializer, arguments))
+    """A ProcessPoolExecutor of `count` fresh interpreters, the same on Linux, macOS and Windows; each first calls initializer(*arguments).
+
+    Left by an exception, Ctrl-C among them, it kills the workers at once. UserError where one of them was killed.
+    """
+    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start, (initializer, arguments))
+    try:
+        yield executor
+        executor.shutdown()
+    except BrokenProcessPool:
+        raise UserError("a worker process died, perhaps for want of memory: fewer workers need less") from None
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
 
 
 def start(initializer, arguments):

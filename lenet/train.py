@@ -82,6 +82,12 @@ def criterion_of(options):
     return options.adamwprune_variant if by_state else None if options.pruning_method == "none" else options.pruning_method
 
 
+def config_of(options):
+    """What a run's metrics depend on, as a dict: the options that are not names of files."""
+    config = {name: value for name, value in vars(options).items() if name not in ("data_dir", "json_output")}
+    return config | {"criterion": criterion_of(options)}
+
+
 def make_training(options, model, steps_per_epoch):
     """The optimizer with what surrounds its step, as pruning.optim's Training."""
     max_steps = options.epochs * steps_per_epoch
@@ -153,9 +159,8 @@ def summary(options, digits, model, training, epochs, memory):
     parameters = sum(p.numel() for p in model.parameters())
     nonzero = sum(int(p.count_nonzero()) for p in model.parameters())
     layers = {name: module.weight for name, module in model.named_modules() if name.startswith(("conv", "fc"))}
-    config = {name: value for name, value in vars(options).items() if name not in ("data_dir", "json_output")}
     return dict(
-        config=config | {"criterion": criterion_of(options)}, data=digits.source, train_digits=len(digits.train_labels), test_digits=len(digits.test_labels),
+        config=config_of(options), data=digits.source, train_digits=len(digits.train_labels), test_digits=len(digits.test_labels),
         epochs=epochs, final_accuracy=epochs[-1]["test_accuracy"], parameters=parameters, nonzero_parameters=nonzero, compression_ratio=parameters / nonzero,
         sparsity=epochs[-1]["sparsity"], layer_sparsity={name: 1 - int(w.count_nonzero()) / w.numel() for name, w in layers.items()}, memory_bytes=memory,
         spikes=training.spam.spikes if training.spam else None, resets=training.spam.resets if training.spam else None,
@@ -173,13 +178,13 @@ def check_writable(path):
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(f"--json-output {path}: cannot be written: {error}") from None
+        raise UserError(f"{path}: cannot be written: {error}") from None
     if path.is_dir():
-        raise UserError(f"--json-output {path}: is a folder")
+        raise UserError(f"{path}: is a folder, expected the name of a file")
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.train"):
+    with one_line_errors("lenet.train", OSError):
         options = parse(arguments)
         digits = load_digits(options.data_dir, options.device)
         print(f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with")
