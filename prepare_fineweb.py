@@ -1,111 +1,63 @@
 """FineWeb-Edu, or your own text, as token shards for train_gpt2.py.
 
-    python prepare_fineweb.py                                      # FineWeb-Edu, the 10-billion-token sample
+    python prepare_fineweb.py                                      # FineWeb-Edu's 10-billion-token sample: 20 GB of shards
     python prepare_fineweb.py --input 'books/*.txt' --out_dir data/books --val_tokens 1_000_000
     python prepare_fineweb.py --input a.parquet b.jsonl.gz --tokenizer byte --out_dir data/mine
+    python prepare_fineweb.py --verify data/books
 
-Documents are streamed, tokenized by --workers processes in order, and written as shards in llm.c's format, each document
-behind an end-of-text token. The first shard is the validation set.
+Documents are streamed, tokenized by --workers processes, and written in their order as shards in llm.c's format, each
+document behind an end-of-text token; the first shard is for validation. Interrupted in any way, the same command goes on
+after the last whole shard. The shards do not depend on the number of workers or interruptions.
 """
 
 import argparse
 import collections
-import glob
-import gzip
 import hashlib
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
+import shutil
+import signal
+import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from gpt2 import tokenizer
-from gpt2.data import MAGIC, VERSION
-from gpt2.errors import UserError, one_line_errors
-from gpt2.files import write_atomically, write_json
+from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.files import sync, write_json
+from gpt2.shards import HEADER_BYTES, PROGRESS, header, read_meta
+from gpt2.sources import Files, Hub, pieces
+from gpt2.verify import verify
+from gpt2.workers import pool
 
-BATCH_CHARACTERS = 2**20  # of text that a worker gets at a time
-
-
-def documents(args):
-    """Texts of the source, in its order, as they are read."""
-    if not args.input:
-        yield from hub_documents(args)
-    for path in input_files(args.input or []):
-        yield from file_documents(path, args)
+FINEWEB = "HuggingFaceFW/fineweb-edu"
+BATCH = 2**18  # characters that a worker gets at a time, or a little more
+BYTES_PER_TOKEN = {"gpt2": 5, "char": 4, "byte": 1}  # at most, in a text of some length: for guessing how much room shards need
 
 
-def input_files(patterns):
-    """The files that --input names: files, globs, or folders' contents, sorted within each. UserError where one names none."""
-    files = []
-    for pattern in patterns:
-        found = sorted(glob.glob(os.path.join(pattern, "*") if os.path.isdir(pattern) else pattern))
-        if not found:
-            raise UserError(f"--input {pattern}: no such file")
-        files += found
-    return files
+class Batch(NamedTuple):
+    """Consecutive pieces of text, [(text, whether a document starts), ...], read from `position` on."""
+
+    pieces: list
+    position: dict
+    done: float | None
 
 
-def file_documents(path, args):
-    """Texts of one file, by its ending."""
-    name = path.removesuffix(".gz").removesuffix(".zst")
-    if name.endswith(".parquet"):
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.ParquetFile(path)
-        if args.text_column not in table.schema_arrow.names:
-            raise UserError(f"{path}: no column {args.text_column!r}; it has {', '.join(table.schema_arrow.names)}: give one with --text_column")
-        for batch in table.iter_batches(batch_size=256, columns=[args.text_column]):
-            yield from batch.column(0).to_pylist()
-    elif name.endswith((".jsonl", ".txt")):
-        with open_text(path) as file:
-            if name.endswith(".txt"):
-                yield file.read()
-                return
-            for number, line in enumerate(file, 1):
-                try:
-                    yield json.loads(line)[args.text_column]
-                except (ValueError, KeyError, TypeError):
-                    raise UserError(f"{path}:{number}: not a JSON object with a {args.text_column!r}") from None
-    else:
-        raise UserError(f"{path}: expected .parquet, .jsonl, .jsonl.gz, .jsonl.zst or .txt")
-
-
-def open_text(path):
-    if path.endswith(".zst"):
-        import zstandard
-
-        return zstandard.open(path, "rt", encoding="utf-8")
-    return (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8")
-
-
-def hub_documents(args):
-    """Texts of a dataset of the Hugging Face hub, streamed."""
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(args.dataset, name=args.name, split=args.split, streaming=True)
-    except Exception as error:  # the hub's client raises many kinds
-        raise UserError(f"{args.dataset}: the hub cannot be reached or has no such dataset ({type(error).__name__}); "
-                        "give files of your own with --input") from None
-    for row in rows:
-        yield row[args.text_column]
-
-
-def batches(texts):
-    """Lists of consecutive non-empty texts of about BATCH_CHARACTERS together."""
-    batch, size = [], 0
-    for text in texts:
-        if text:
-            batch.append(text)
-            size += len(text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def batches(records):
+    """The records' texts as Batches of BATCH characters or a little more; which ones depends on where reading began alone."""
+    texts, size, first = [], 0, None
+    for record in records:
+        first = first or record
+        texts.append((record.text, record.starts))
+        size += len(record.text)
+        if size >= BATCH:
+            yield Batch(texts, first.position, first.done)
+            texts, size, first = [], 0, None
+    if texts:
+        yield Batch(texts, first.position, first.done)
 
 
 def start_worker(name, characters):
@@ -113,100 +65,271 @@ def start_worker(name, characters):
     words = tokenizer.load(name, characters)
 
 
-def encode(batch):
-    """(tokens of the batch's documents as one uint16 array, number of documents), in a worker."""
-    return np.concatenate([np.array([words.end_of_text, *words.encode(text)], dtype=np.uint16) for text in batch]), len(batch)
+def encode(texts):
+    """(tokens of a Batch's pieces in one uint16 array, bytes of text), in a worker."""
+    start = np.array([words.end_of_text], np.uint16)
+    arrays = [array for text, starts in texts for array in ([start] * starts + [words.encode(text)])]
+    return np.concatenate(arrays), sum(len(tokenizer.clean(text).encode()) for text, _ in texts)
 
 
-def encoded(texts, args, characters):
-    """What `encode` gives for each batch of texts, in order, from args.workers processes; a few batches ahead, not more."""
-    with ProcessPoolExecutor(args.workers, initializer=start_worker, initargs=(args.tokenizer, characters)) as workers:
+def encoded(source, position, args, characters):
+    """(Batch, its tokens, its bytes) in order from args.workers processes, which are kept a few batches ahead, not more."""
+    with pool(args.workers, start_worker, args.tokenizer, characters) as workers:
         waiting = collections.deque()
-        for batch in batches(texts):
-            waiting.append(workers.submit(encode, batch))
-            if len(waiting) > 2 * args.workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        for batch in batches(pieces(source.records(position), position)):
+            waiting.append((batch._replace(pieces=None), workers.submit(encode, batch.pieces)))
+            if len(waiting) > 4 * args.workers:
+                batch, result = waiting.popleft()
+                yield batch, *result.result()
+        for batch, result in waiting:
+            yield batch, *result.result()
 
 
-def shard_bytes(tokens):
-    """llm.c's shard: 256 int32 of header, then the tokens as uint16."""
-    header = np.zeros(256, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
-    return header.tobytes() + tokens.astype("<u2").tobytes()
+class ShardFile:
+    """A shard that is being written: beside, under a name that ends in .tmp, until `close` puts it in its place."""
+
+    def __init__(self, path, size):
+        self.path, self.beside = path, path.with_name(f".{path.name}.tmp")
+        self.tokens, self.room, self.documents = 0, size, 0
+        self.file = open(self.beside, "w+b")
+        self.file.write(header(size))
+
+    def append(self, tokens, end_of_text):
+        self.file.write(tokens.astype("<u2", copy=False).data)
+        self.tokens, self.room = self.tokens + len(tokens), self.room - len(tokens)
+        self.documents += int(np.count_nonzero(tokens == end_of_text))
+
+    def close(self):
+        """What meta.json says of the shard, which is whole and in its place now."""
+        self.file.seek(0)
+        self.file.write(header(self.tokens))
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.seek(0)
+        digest = hashlib.file_digest(self.file, "sha256").hexdigest()
+        self.file.close()
+        os.replace(self.beside, self.path)
+        sync(self.path.parent)
+        return {"name": self.path.name, "tokens": self.tokens, "documents": self.documents, "sha256": digest}
+
+
+class Preparation:
+    """The shards in out_dir and how far they reach into the source. What is on the disk is always whole shards and, in
+    progress.json, the batch in which the last of them ended, with the number of that batch's tokens that it took."""
+
+    def __init__(self, args, source, identity, state):
+        self.out_dir, self.args, self.source, self.identity = Path(args.out_dir), args, source, identity
+        self.state = state or identity | {"characters": "", "shards": [], "position": None, "taken": 0, "bytes": 0, "done": 0.0}
+        self.shard = None
+        self.text_bytes = source.text_bytes()
+
+    def save(self, **changes):
+        write_json(self.out_dir / PROGRESS, self.state | changes)
+
+    def size(self, number):
+        return self.args.val_tokens or self.args.shard_size if number == 0 else self.args.shard_size
+
+    def open_shard(self, done):
+        number = len(self.state["shards"])
+        self.check_space(self.size(number), done)
+        split = "train" if number else "val"
+        self.shard = ShardFile(self.out_dir / f"{self.source.name}_{split}_{number:06d}.bin", self.size(number))
+
+    def close_shard(self):
+        self.state["shards"].append(self.shard.close())
+        self.shard = None
+
+    def add(self, batch, tokens, size, end_of_text):
+        """Write a batch's tokens of which the shards on the disk have `taken` already; `size` is its text's, in bytes."""
+        taken, self.state["taken"] = self.state["taken"], 0
+        while taken < len(tokens):
+            if self.shard is None:
+                self.open_shard(batch.done)
+            count = min(self.shard.room, len(tokens) - taken)
+            self.shard.append(tokens[taken : taken + count], end_of_text)
+            taken += count
+            if not self.shard.room:
+                self.close_shard()
+                self.save(position=batch.position, taken=taken, done=batch.done)
+        self.state["bytes"] += size
+
+    def check_space(self, tokens, done):
+        """UserError where the disk has no room for the next `tokens` tokens, or for what is left of a source of known size."""
+        left = self.estimated_tokens(done)
+        needed = HEADER_BYTES + 2 * (tokens if left is None else min(tokens, left))
+        self.require(needed, f"shard {len(self.state['shards'])}")
+
+    def estimated_tokens(self, done):
+        """Tokens at least that are left to write, or None where nothing tells."""
+        if None in (self.text_bytes, done) or self.args.min_score is not None or self.args.max_tokens is not None:
+            return None
+        return int(self.text_bytes * (1 - done) / BYTES_PER_TOKEN[self.args.tokenizer])
+
+    def require(self, needed, what):
+        free = shutil.disk_usage(self.out_dir).free
+        if free < needed:
+            raise UserError(f"--out_dir {self.out_dir}: {free / 1e9:.3g} GB are free, but {what} needs about {needed / 1e9:.3g} GB: "
+                            "free some space, then the same command continues, or choose another --out_dir")
+
+    def run(self):
+        characters = self.state["characters"]
+        if self.args.tokenizer == "char" and not characters:
+            self.state["characters"] = characters = characters_of(self.source)
+        words = tokenizer.load(self.args.tokenizer, characters)
+        self.save()
+        started, before = time.perf_counter(), sum(shard["tokens"] for shard in self.state["shards"])
+        if (left := self.estimated_tokens(self.state["done"])) is not None:
+            self.require(2 * left, "the rest of the shards" if before else "the shards")
+        total = before
+        with progress_bar(self.state["done"]) as bar:
+            for batch, tokens, size in encoded(self.source, self.state["position"], self.args, characters):
+                total += len(tokens) - self.state["taken"]
+                self.add(batch, tokens, size, words.end_of_text)
+                rate = (total - before) / (time.perf_counter() - started)
+                advance(bar, batch.done, f"{total / 1e6:,.1f} M tokens, {rate / 1e6:.2f} M/s")
+            advance(bar, 1.0)
+        if self.shard:
+            self.close_shard()
+        self.finish(words, total - before, time.perf_counter() - started)
+
+    def finish(self, words, tokens, seconds):
+        """meta.json, which says that all is there, and a table."""
+        shards, counts = self.state["shards"], self.source.columns.counts
+        if len(shards) < 2:
+            for path in [*(self.out_dir / shard["name"] for shard in shards), self.out_dir / PROGRESS]:
+                path.unlink()
+            raise UserError(f"the source has {sum(shard['tokens'] for shard in shards):,} tokens, which all went into the validation set: "
+                            "give a smaller --val_tokens")
+        documents = sum(shard["documents"] for shard in shards)
+        write_json(self.out_dir / "meta.json", dict(
+            tokenizer=words.name, vocab_size=words.vocab_size, end_of_text=words.end_of_text, characters=words.characters, **self.identity,
+            documents=documents, bytes=self.state["bytes"], **counts, shards=shards))
+        (self.out_dir / PROGRESS).unlink()
+        total = sum(shard["tokens"] for shard in shards)
+        lines = {"documents": f"{documents:,}", "tokens": f"{total:,}", "tokens a document": f"{total / documents:,.1f}",
+                 "bytes a token": f"{self.state['bytes'] / (total - documents):.3f}", "shards": f"{len(shards)} in {self.out_dir}",
+                 "seconds": f"{seconds:.1f}", "tokens a second": f"{tokens / seconds:,.0f}"}
+        lines |= {f"documents {what}": f"{count:,}" for what, count in counts.items() if count}
+        print("\n".join(f"{name:20}{value}" for name, value in lines.items()))
+
+
+def progress_bar(done=0.0, description=""):
+    """A bar over the share of the source that was read."""
+    return tqdm(total=1.0, initial=done or 0.0, desc=description, bar_format="{percentage:3.0f}% |{bar}| {desc}  {elapsed}<{remaining}", dynamic_ncols=True)
+
+
+def advance(bar, done, description=None):
+    if done is None:
+        bar.bar_format = "{desc}  {elapsed}"
+    if description:
+        bar.set_description_str(description, refresh=False)
+    bar.update((bar.n if done is None else done) - bar.n)
+
+
+def characters_of(source):
+    """All characters of a source, sorted: the vocabulary of --tokenizer char."""
+    found = set()
+    with progress_bar(description="looking for all characters") as bar:
+        for record in pieces(source.records()):
+            found.update(tokenizer.clean(record.text))
+            advance(bar, record.done)
+    return "".join(sorted(found))
 
 
 def prepare(args):
     out_dir = Path(args.out_dir)
-    if out_dir.is_dir() and any(out_dir.glob("*.bin")):
-        raise UserError(f"--out_dir {out_dir}: holds shards already; remove them or choose another")
-    if args.tokenizer == "char" and not args.input:
-        raise UserError("--tokenizer char needs --input: it reads the text twice, first for its characters")
+    state, meta = what_is_in(out_dir)
+    found = state or meta
+    source = Files(args) if args.input else Hub(args, found and found["source"].get("revision"))
+    names = ("tokenizer", "shard_size", "val_tokens", "text_column", "min_score", "max_tokens", "document_separator")
+    identity = {"source": source.identity, "arguments": {name: getattr(args, name) for name in names}}
+    if found:
+        require_same(found["source"] | found["arguments"], identity["source"] | identity["arguments"], out_dir)
+    if meta:
+        return print(f"{out_dir} is finished: {len(meta['shards'])} shards, {sum(shard['tokens'] for shard in meta['shards']):,} tokens; "
+                     f"to check them: prepare_fineweb.py --verify {out_dir}")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        write_atomically(out_dir / ".writable", b"")
-        (out_dir / ".writable").unlink()
+        if state:
+            print(f"continuing {out_dir} after {len(state['shards'])} whole shards")
+        Preparation(args, source, identity, state).run()
     except OSError as error:
-        raise UserError(f"--out_dir {out_dir}: cannot be written: {error}") from None
-    characters = "".join(sorted(set().union(*map(set, documents(args))))) if args.tokenizer == "char" else ""
-    words = tokenizer.load(args.tokenizer, characters)
-    if words.vocab_size > 2**16:
-        raise UserError(f"a vocabulary of {words.vocab_size} does not fit into uint16 shards")
+        for path in out_dir.glob(".*.tmp"):
+            path.unlink()  # what there is of the shard that is not whole takes room
+        raise UserError(f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: the same command continues") from None
 
-    shards, parts, have, count = [], [], 0, 0
 
-    def write(tokens):
-        split = "val" if not shards else "train"
-        data = shard_bytes(tokens)
-        name = f"{out_dir.name}_{split}_{len(shards):06d}.bin"
-        write_atomically(out_dir / name, data)
-        shards.append({"name": name, "tokens": len(tokens), "sha256": hashlib.sha256(data).hexdigest()})
+def what_is_in(out_dir):
+    """(progress of an unfinished preparation, meta.json of a finished one), either or both None. UserError where there is something else."""
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"--out_dir {out_dir}: is a file")
+    meta = read_meta(out_dir)
+    if meta.get("arguments"):
+        return None, meta
+    try:
+        return json.loads((out_dir / PROGRESS).read_text()), None
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
+        raise UserError(f"{out_dir / PROGRESS}: is damaged ({error}): remove {out_dir}, or choose another --out_dir") from None
+    if out_dir.exists() and (others := sorted(path.name for path in out_dir.iterdir() if not path.name.startswith("."))):
+        raise UserError(f"--out_dir {out_dir}: holds something else ({', '.join(others[:3])}): choose another, or empty it")
+    return None, None
 
-    with tqdm(unit="token", unit_scale=True, dynamic_ncols=True) as bar:
-        for tokens, number in encoded(documents(args), args, characters):
-            bar.update(len(tokens))
-            count += number
-            while have + len(tokens) >= (size := args.shard_size if shards else args.val_tokens or args.shard_size):
-                parts.append(tokens[: size - have])
-                tokens = tokens[size - have :]
-                write(np.concatenate(parts))
-                parts, have = [], 0
-            parts.append(tokens)
-            have += len(tokens)
-    if have:
-        write(np.concatenate(parts))
-    if len(shards) < 2:
-        total = sum(shard["tokens"] for shard in shards)
-        for shard in shards:
-            (out_dir / shard["name"]).unlink()
-        raise UserError(f"the source has {total} tokens, which all went into the validation set: give a smaller --val_tokens")
-    meta = {"tokenizer": words.name, "vocab_size": words.vocab_size, "end_of_text": words.end_of_text, "characters": words.characters,
-            "source": args.input or f"{args.dataset}/{args.name}/{args.split}", "documents": count, "shards": shards}
-    write_json(out_dir / "meta.json", meta)
-    print(f"{count:,} documents, {sum(shard['tokens'] for shard in shards):,} tokens in {len(shards)} shards in {out_dir}")
+
+def require_same(found, arguments, out_dir):
+    """UserError where out_dir was begun with other arguments than these; it names the first that differs."""
+    for name in found | arguments:
+        there, here = found.get(name), arguments.get(name)
+        if there != here and name == "input" and there and here:
+            path, size = next(file for file in [*there, *here] if file not in there or file not in here or there.index(file) != here.index(file))
+            raise UserError(f"--out_dir {out_dir}: was begun with other --input files: {path} ({size} bytes) is new, changed, missing or in another "
+                            "place: give the same files, or another --out_dir")
+        if there != here:
+            raise UserError(f"--out_dir {out_dir}: was begun with --{name} {there}, not {here}: give the same arguments, or another --out_dir")
 
 
 def number(text):
     return int(text.replace("_", ""))
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="prepare_fineweb.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", metavar="FILE_OR_GLOB", help="your own text instead of the hub's: .parquet, .jsonl(.gz|.zst), .txt")
-    parser.add_argument("--dataset", default="HuggingFaceFW/fineweb-edu", help="dataset of the Hugging Face hub")
-    parser.add_argument("--name", default="sample-10BT", help="its configuration")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--text_column", default="text")
-    parser.add_argument("--out_dir", default="data/fineweb_edu")
-    parser.add_argument("--tokenizer", choices=tokenizer.NAMES, default="gpt2")
-    parser.add_argument("--shard_size", type=number, default=100_000_000, help="tokens a shard")
-    parser.add_argument("--val_tokens", type=number, help="tokens of the validation shard, the first (default: --shard_size)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    args = parser.parse_args()
-    with one_line_errors(parser.prog):
-        prepare(args)
+def parse(arguments):
+    parser = Parser(prog="prepare_fineweb.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="your own text instead of the hub's: files, globs or folders of .parquet, .jsonl, .txt (the last two also .gz, .zst)")
+    parser.add_argument("--dataset", default=FINEWEB, help="dataset of the Hugging Face hub, or a folder of one (default: %(default)s)")
+    parser.add_argument("--name", help=f"its configuration (default: sample-10BT of {FINEWEB})")
+    parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
+    parser.add_argument("--revision", help="its commit or tag (default: the newest, which meta.json then names)")
+    parser.add_argument("--text_column", default="text", help="column, or key of a JSON line, that holds the text (default: %(default)s)")
+    parser.add_argument("--document_separator", metavar="LINE", help="line between two documents of a .txt (default: a file is one document)")
+    parser.add_argument("--min_score", type=float, help="only documents whose column `score` is at least this")
+    parser.add_argument("--max_tokens", type=number, help="only documents whose column `token_count` is at most this")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out documents that are empty, null or no JSON, and count them, instead of stopping")
+    parser.add_argument("--out_dir", default="data/fineweb_edu", help="folder for the shards (default: %(default)s)")
+    parser.add_argument("--tokenizer", choices=tokenizer.NAMES, default="gpt2", help="(default: %(default)s)")
+    parser.add_argument("--shard_size", type=number, default=100_000_000, help="tokens a shard (default: %(default)s)")
+    parser.add_argument("--val_tokens", type=number, help="tokens of the first shard, for validation (default: --shard_size)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
+    parser.add_argument("--verify", metavar="DIR", help="check the shards in DIR, show some of their text, and do nothing else")
+    args = parser.parse_args(arguments)
+    for name in ("shard_size", "val_tokens", "workers"):
+        if not 1 <= (getattr(args, name) or (1 if name == "val_tokens" and args.val_tokens is None else 0)) < 2**31:
+            raise UserError(f"--{name} {getattr(args, name)}: expected a number from 1 to {2**31 - 1:,}")
+    if args.dataset == FINEWEB and args.name is None:
+        args.name = "sample-10BT"
+    return args
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def main(arguments):
+    signal.signal(signal.SIGTERM, interrupt)
+    with one_line_errors("prepare_fineweb.py", interrupted="interrupted; whole shards are kept: the same command continues"):
+        args = parse(arguments)
+        verify(args.verify) if args.verify else prepare(args)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -18,11 +18,12 @@ import torch
 
 from gpt2 import checkpoint, parallel
 from gpt2.config import help_text, load_config
-from gpt2.data import TrainingBatches, Windows, find_shards, read_meta
+from gpt2.data import TrainingBatches, Windows
 from gpt2.errors import UserError, one_line_errors
 from gpt2.evaluate import evaluate
 from gpt2.logging import Log, Stopwatch
 from gpt2.model import GPT, GPTConfig
+from gpt2.shards import find_shards, read_meta
 from pruning import NotFiniteError, Pruner
 from pruning.allocation import ALLOCATIONS
 from pruning.criteria import CRITERIA
@@ -35,7 +36,7 @@ def open_data(config):
     if 0 < config.vocab_size < of_data:
         raise UserError(f"vocab_size={config.vocab_size} is smaller than the {of_data} of the tokenizer of {config.data_dir}; leave it away")
     config = replace(config, vocab_size=config.vocab_size or of_data)
-    splits = (find_shards(config.data_dir, split) for split in ("train", "val"))
+    splits = (find_shards(config.data_dir, split, config.data_format) for split in ("train", "val"))
     return config, *(Windows(shards, config.block_size, config.vocab_size) for shards in splits)
 
 
@@ -186,7 +187,7 @@ def train(config):
 def main(arguments):
     if "--help" in arguments or "-h" in arguments:
         return print(help_text())
-    with one_line_errors("train_gpt2.py", NotFiniteError):
+    with one_line_errors("train_gpt2.py", NotFiniteError, interrupted="interrupted; the same command continues from the last checkpoint"):
         names = {"criterion": ("none", *CRITERIA), "schedule": tuple(SCHEDULES), "allocation": tuple(ALLOCATIONS)}
         train(load_config(arguments, names))
         parallel.stop()

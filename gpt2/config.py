@@ -22,6 +22,8 @@ class Config:
     # where things lie
     out_dir: str = option("out/gpt2_124m", "folder of the run: config.json, metrics.jsonl, checkpoints/, training.png")
     data_dir: str = option("data/fineweb_edu", "folder of the token shards that prepare_fineweb.py writes")
+    data_format: str = option("shards", "shards: with a header, as prepare_fineweb.py and llm.c write them; raw: without, as nanoGPT's train.bin and val.bin",
+                              choices=("shards", "raw"))
     init_from: str = option("auto", "auto: continue the run in out_dir if there is one, else start; scratch: start, refuse to continue; "
                             "resume: continue, also with changed settings; gpt2: Hugging Face's weights; or a checkpoint's folder")
     # the model
@@ -79,7 +81,7 @@ class Config:
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 # What may change between stop and restart without making it another run.
-MAY_CHANGE = {"out_dir", "data_dir", "eval_interval", "log_interval", "checkpoint_interval", "keep_checkpoints", "wandb_log",
+MAY_CHANGE = {"out_dir", "data_dir", "data_format", "eval_interval", "log_interval", "checkpoint_interval", "keep_checkpoints", "wandb_log",
               "wandb_project", "wandb_run_name", "device", "dtype", "compile", "parallel", "init_from"}
 ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
 

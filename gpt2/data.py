@@ -1,90 +1,21 @@
 """Token shards to batches. The batch of a step is a pure function of (seed, step): there is no loader state to save.
 
-A shard is llm.c's: 256 int32 (20240520, 1, number of tokens, zeros), then that many uint16 tokens. Each is cut into
-windows of block_size tokens that do not overlap (plus the next token, as the last target). An epoch is a permutation of
-all windows that is computed, element by element, not stored: any step of any epoch costs the same, at any data size.
+Each shard is cut into windows of block_size tokens that do not overlap (plus the next token, as the last target). An epoch
+is a permutation of all windows that is computed, element by element, not stored: any step of any epoch costs the same, at
+any data size.
 """
 
 import itertools
-import json
-import mmap
-import os
-import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from gpt2.errors import UserError
+from gpt2.shards import check_tokens, tokens_of
 
-MAGIC, VERSION, HEADER_BYTES = 20240520, 1, 1024
 SCAN_TOKENS = 2**28  # data up to this size are read in full at start, to find a token out of range before training does
-OPEN_SHARDS = 16     # memory-mapped at a time
-
-
-@dataclass(frozen=True)
-class Shard:
-    path: str
-    tokens: int
-
-
-def read_meta(data_dir):
-    """What meta.json in data_dir says of tokenizer and counts; {} where there is none, as beside llm.c's shards."""
-    path = Path(data_dir) / "meta.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-
-
-def find_shards(data_dir, split):
-    """The shards of `split` ("train" or "val"), by name; header and size of each are checked. UserError names the wrong file."""
-    folder = Path(data_dir)
-    if not folder.is_dir():
-        raise UserError(f"data_dir={data_dir}: no such folder; prepare_fineweb.py --out_dir={data_dir} writes one")
-    name = re.compile(rf"(.*_)?{split}(_\d+)?\.bin")
-    shards = [check_header(path) for path in sorted(folder.iterdir()) if name.fullmatch(path.name)]
-    if not shards:
-        raise UserError(f"data_dir={data_dir}: holds no {split} shard (*_{split}_*.bin); prepare_fineweb.py --out_dir={data_dir} writes them")
-    return shards
-
-
-def check_header(path):
-    """The Shard at `path`. UserError where the header is not a shard's or the size not what the header says."""
-    with open(path, "rb") as file:
-        header = np.frombuffer(file.read(12), dtype="<i4")
-    if len(header) < 3 or header[0] != MAGIC:
-        raise UserError(f"{path}: not a token shard: it does not start with {MAGIC} (a file of nanoGPT's, without header?); "
-                        "prepare_fineweb.py writes shards")
-    if header[1] != VERSION:
-        raise UserError(f"{path}: shard version {header[1]}, expected {VERSION}")
-    expected, size = HEADER_BYTES + 2 * int(header[2]), os.path.getsize(path)
-    if size != expected:
-        raise UserError(f"{path}: {size} bytes, expected {expected} for the {header[2]} tokens of its header: truncated or damaged; "
-                        "prepare it again")
-    return Shard(str(path), int(header[2]))
-
-
-@lru_cache(maxsize=OPEN_SHARDS)
-def tokens_of(path):
-    """The tokens of the shard at `path`, uint16, memory-mapped for random access: without the advice, a cold window of 2 kB
-    would make the kernel read ahead a hundred times as much."""
-    with open(path, "rb") as file:
-        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if hasattr(mmap, "MADV_RANDOM"):
-        memory.madvise(mmap.MADV_RANDOM)
-    return np.frombuffer(memory, dtype="<u2", offset=HEADER_BYTES)
-
-
-def check_tokens(path, tokens, vocab_size):
-    """UserError where one of `tokens`, read from `path`, is outside the vocabulary."""
-    if len(tokens) and (highest := int(tokens.max())) >= vocab_size:
-        raise UserError(f"{path}: holds token {highest}, but vocab_size={vocab_size}; was it prepared with another tokenizer?")
 
 
 class Windows:
@@ -102,8 +33,8 @@ class Windows:
             raise UserError(f"block_size={block_size} is larger than the data: {largest.path}, the largest of {len(shards)} such shards, "
                             f"has {largest.tokens} tokens, and a window needs {block_size + 1}")
         if sum(shard.tokens for shard in shards) <= SCAN_TOKENS:
-            for shard in (shard for shard in shards if shard.tokens):
-                check_tokens(shard.path, np.memmap(shard.path, dtype="<u2", mode="r", offset=HEADER_BYTES), vocab_size)
+            for shard in shards:
+                check_tokens(shard.path, shard.read(), vocab_size)
 
     def __len__(self):
         return int(self.ends[-1])
@@ -116,10 +47,10 @@ class Windows:
         rows = np.empty((len(numbers), self.block_size + 1), dtype=np.int64)
         which = np.searchsorted(self.ends, numbers, side="right")
         for row, number, index in zip(rows, numbers, which):
-            path = self.shards[index].path
+            shard = self.shards[index]
             start = (number - (self.ends[index - 1] if index else 0)) * self.block_size
-            window = tokens_of(path)[start : start + self.block_size + 1]
-            check_tokens(path, window, self.vocab_size)
+            window = tokens_of(shard)[start : start + self.block_size + 1]
+            check_tokens(shard.path, window, self.vocab_size)
             row[:] = window
         rows = torch.from_numpy(rows)
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()

@@ -1,5 +1,6 @@
 """Errors that the user can mend end in one line and exit code 2, whichever rank meets them."""
 
+import argparse
 import contextlib
 import os
 import sys
@@ -10,8 +11,15 @@ class UserError(Exception):
     """A mistake in what the user gave: options, files, data. The message names it and the way out, one line a problem."""
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line."""
+
+    def error(self, message):
+        raise UserError(message)
+
+
 @contextlib.contextmanager
-def one_line_errors(program, *others):
+def one_line_errors(program, *others, interrupted="interrupted"):
     """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130) instead of a traceback.
 
     Under torchrun the first rank to exit brings the others down, and what they would have said with them. So rank 0
@@ -30,7 +38,7 @@ def one_line_errors(program, *others):
         leave(2)
     except KeyboardInterrupt:
         if rank == 0:
-            print(f"\n{program}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+            print(f"\n{program}: {interrupted}", file=sys.stderr)
         leave(130)
 
 

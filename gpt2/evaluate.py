@@ -1,6 +1,5 @@
 """Loss of a checkpoint on its validation shards: python -m gpt2.evaluate OUT_DIR"""
 
-import argparse
 import math
 import sys
 
@@ -8,9 +7,10 @@ import torch
 
 from gpt2 import checkpoint, parallel
 from gpt2.config import Config, checked
-from gpt2.data import Windows, evaluation_batches, find_shards
-from gpt2.errors import UserError, one_line_errors
+from gpt2.data import Windows, evaluation_batches
+from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.model import GPT, GPTConfig
+from gpt2.shards import find_shards
 
 
 @torch.no_grad()
@@ -41,15 +41,15 @@ def load_run(path, device):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m gpt2.evaluate", description=__doc__.partition(":")[0])
+    parser = Parser(prog="python -m gpt2.evaluate", description=__doc__.partition(":")[0])
     parser.add_argument("out_dir", help="folder of a run (its newest checkpoint) or of one checkpoint")
     parser.add_argument("--data_dir", help="folder of the token shards (default: the run's)")
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args(arguments)
     with one_line_errors(parser.prog):
+        args = parser.parse_args(arguments)
         world = parallel.start(args.device)
         config, model = load_run(args.out_dir, world.device)
-        validation = Windows(find_shards(args.data_dir or config.data_dir, "val"), config.block_size, config.vocab_size)
+        validation = Windows(find_shards(args.data_dir or config.data_dir, "val", config.data_format), config.block_size, config.vocab_size)
         loss = evaluate(model, validation, config, world, parallel.compute_dtype(config.dtype, world.device))
         if world.is_main:
             print(f"val_loss {loss:.4f}  perplexity {math.exp(loss):.3f}  sequences {min(len(validation), config.eval_iters * config.batch_size)}")

@@ -9,11 +9,15 @@ def write_atomically(path, data):
     """Write the bytes `data` to `path`: a reader, or a crash, finds the old file or the new one, never a part."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -6,9 +6,9 @@ import sys
 import torch
 
 from gpt2 import parallel, tokenizer
-from gpt2.data import read_meta
-from gpt2.errors import UserError, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.evaluate import load_run
+from gpt2.shards import read_meta
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def sample(args):
     words = tokenizer.load(meta.get("tokenizer", "gpt2"), meta.get("characters", ""))
     if words.vocab_size > config.vocab_size:
         raise UserError(f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; was the data prepared anew?")
-    prompt = torch.tensor([words.encode(args.prompt) or [words.end_of_text]], device=world.device)
+    prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)
     generator = torch.Generator(world.device).manual_seed(args.seed)
     dtype = parallel.compute_dtype(config.dtype, world.device)
     for number in range(args.num_samples):
@@ -47,7 +47,7 @@ def sample(args):
 
 
 def main(arguments):
-    parser = argparse.ArgumentParser(prog="python -m gpt2.sample", description=__doc__.partition(":")[0],
+    parser = Parser(prog="python -m gpt2.sample", description=__doc__.partition(":")[0],
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out_dir", help="folder of a run (its newest checkpoint) or of one checkpoint")
     parser.add_argument("--prompt", default="", help="the text to continue; empty: a new document")
@@ -57,8 +57,8 @@ def main(arguments):
     parser.add_argument("--top_k", type=int, default=200, help="draw among this many likeliest tokens; 0: among all")
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args(arguments)
     with one_line_errors(parser.prog):
+        args = parser.parse_args(arguments)
         sample(args)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
+import numpy as np
+
 from gpt2.errors import UserError
 
 NAMES = ("gpt2", "char", "byte")
@@ -12,7 +14,10 @@ NAMES = ("gpt2", "char", "byte")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """encode: str -> list[int], special tokens' names taken as plain text; decode: list[int] -> str, end-of-text left out."""
+    """encode: str -> uint16 array, special tokens' names taken as plain text; decode: list[int] -> str, end-of-text left out.
+
+    A lone surrogate, which is no character, is encoded as U+FFFD, as tiktoken does.
+    """
 
     name: str
     vocab_size: int
@@ -30,7 +35,7 @@ def gpt2():
         encoding = tiktoken.get_encoding("gpt2")
     except Exception:  # no network, no cache: tiktoken passes on whatever its HTTP client raised
         encoding = packaged_encoding(tiktoken)
-    return Tokenizer("gpt2", encoding.n_vocab, encoding.eot_token, encoding.encode_ordinary,
+    return Tokenizer("gpt2", encoding.n_vocab, encoding.eot_token, lambda text: encoding.encode_to_numpy(clean(text), disallowed_special=()).astype(np.uint16),
                      lambda tokens: encoding.decode([t for t in tokens if t != encoding.eot_token]))
 
 
@@ -54,23 +59,41 @@ def packaged_encoding(tiktoken):
 
 def byte():
     """The 256 bytes of UTF-8, and 256 as end-of-text."""
-    return Tokenizer("byte", 257, 256, lambda text: list(text.encode()),
+    return Tokenizer("byte", 257, 256, lambda text: np.frombuffer(clean(text).encode(), np.uint8).astype(np.uint16),
                      lambda tokens: bytes(t for t in tokens if t < 256).decode(errors="replace"))
 
 
 def char(characters):
     """One token a character of the sorted string `characters`, and one more as end-of-text. Encoding any other is a UserError."""
     characters = "".join(sorted(set(characters)))
-    token_of = {character: token for token, character in enumerate(characters)}
+    if len(characters) >= 2**16:
+        raise UserError(f"{len(characters):,} characters and the end-of-text token do not fit into uint16 tokens: use --tokenizer gpt2 or byte")
+    codes = code_points(characters)
+    token_of = np.full(codes[-1] + 2 if len(codes) else 1, len(codes), np.uint16)  # by code point; the last stands for all above
+    token_of[codes] = np.arange(len(codes))
 
     def encode(text):
-        try:
-            return [token_of[character] for character in text]
-        except KeyError as error:
-            raise UserError(f"the character {error.args[0]!r} is not among the {len(characters)} of this data's vocabulary") from None
+        codes = code_points(clean(text))
+        tokens = token_of[np.minimum(codes, len(token_of) - 1)]
+        if (unknown := tokens == len(characters)).any():
+            raise UserError(f"the character {chr(codes[unknown.argmax()])!r} is not among the {len(characters)} of this data's vocabulary")
+        return tokens
 
     return Tokenizer("char", len(characters) + 1, len(characters), encode,
                      lambda tokens: "".join(characters[t] for t in tokens if t < len(characters)), characters)
+
+
+def code_points(text):
+    return np.frombuffer(text.encode("utf-32-le"), "<u4")
+
+
+def clean(text):
+    """The text with U+FFFD for each lone surrogate."""
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def load(name, characters=""):

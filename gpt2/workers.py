@@ -1,4 +1,4 @@
-"""A pool of processes that leaves nobody behind: Ctrl-C is the parent's to handle, and when the parent dies, so do they."""
+"""A pool of processes that leaves nobody behind: signals are the parent's to handle, and when the parent dies, so do they."""
 
 import contextlib
 import multiprocessing
@@ -31,7 +31,8 @@ def pool(count, initializer, *arguments):
 
 
 def start(initializer, arguments):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, daemon=True).start()
     initializer(*arguments)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gpt2.errors import UserError, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
 from gpt2.workers import pool
 from lenet.data import load_digits
-from lenet.train import OPTIMIZERS, Parser, check_writable, config_of, parse, train
+from lenet.train import OPTIMIZERS, check_writable, config_of, parse, train
 
 SPARSITIES = (50, 70, 90)
 
@@ -118,7 +118,7 @@ def parse_command(arguments=None):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.compare", OSError):
+    with one_line_errors("lenet.compare", OSError, interrupted="interrupted; the same command continues"):
         options = parse_command(arguments)
         runs = {name: run for name, run in matrix(options.seeds, options.epochs, options.device).items()
                 if any(fnmatch.fnmatch(name, pattern) for pattern in options.runs)}

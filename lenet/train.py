@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from gpt2.errors import UserError, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
 from lenet.data import load_digits
 from lenet.model import LeNet5
@@ -23,11 +23,6 @@ METHODS = ("none", "movement", "magnitude", "state", "random")
 VARIANTS = tuple(f"bitter{i}" for i in range(10))
 UPDATE_INTERVAL = 50  # steps from one pruning update to the next, as in the source
 RAMP = 0.8            # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(message)
 
 
 def parse(arguments=None):

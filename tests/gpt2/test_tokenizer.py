@@ -15,6 +15,11 @@ def test_decoding_gives_the_text_back(words):
     assert words.decode([words.end_of_text, *tokens]) == TEXT
 
 
+@pytest.mark.parametrize("words", [tokenizer.byte(), tokenizer.char("ab\ufffd")])
+def test_a_lone_surrogate_becomes_the_replacement_character(words):
+    assert words.decode(words.encode("a\ud800b").tolist()) == "a\ufffdb" and len(words.encode("")) == 0
+
+
 def test_an_unknown_character_is_named():
     with pytest.raises(UserError, match="'z'"):
         tokenizer.char("abc").encode("abz")
@@ -29,8 +34,8 @@ def test_gpt2s_own_vocabulary(monkeypatch, tmp_path):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     encoding = tokenizer.packaged_encoding(tiktoken)
     assert cached.vocab_size == encoding.n_vocab == 50257 and cached.end_of_text == 50256
-    assert cached.encode(TEXT) == encoding.encode_ordinary(TEXT) and 50256 not in cached.encode(TEXT)
-    assert cached.encode("Hello world") == [15496, 995] and cached.decode([50256, 15496, 995]) == "Hello world"
+    assert cached.encode(TEXT).tolist() == encoding.encode_ordinary(TEXT) and 50256 not in cached.encode(TEXT)
+    assert cached.encode("Hello world").tolist() == [15496, 995] and cached.decode([50256, 15496, 995]) == "Hello world"
 
 
 def test_without_a_vocabulary_one_line_names_both_ways(monkeypatch):

@@ -1,0 +1,336 @@
+"""Text, document by document, from files or from a dataset of the Hugging Face hub, and from any place in it again.
+
+A source has `records(position=None)`: Records from the start, or from the position that one of them carried.
+"""
+
+import codecs
+import contextlib
+import glob
+import io
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from gpt2.errors import UserError
+from gpt2.hub import import_datasets
+
+PIECE = 2**18          # characters, or a little more, after which a long document is cut
+BLOCK = 2**20          # bytes read at a time
+ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")
+HUB_PATIENCE = 6       # attempts in a row that bring no row, before a run gives up; the pauses between them double
+ROWS_A_STATE = 100     # rows of the hub between two notes of where its reader stands
+# Where GPT-2's pattern always ends a token, whatever follows or came before: in front of the first space of a run.
+BOUNDARY = re.compile(r"\S(?=[ \n])")
+
+
+class Record(NamedTuple):
+    """A document's text or, where not `starts`, the next part of one. `position`: JSON from which `records` goes on with
+    this very record. `done`: share of the source that was read before it, 0 to 1, or None where that is not known."""
+
+    text: str
+    starts: bool
+    position: dict
+    done: float | None
+
+
+def pieces(records, position=None):
+    """The same text as Records that are not much longer than PIECE, for `records` read from `position`."""
+    skip = (position or {}).get("character", 0)
+    for text, starts, position, done in records:
+        start, starts = skip, starts and not skip
+        skip = 0
+        while True:
+            end = cut(text, start)
+            yield Record(text[start:end], starts, position | {"character": start} if start else position, done)
+            if end == len(text):
+                break
+            start, starts = end, False
+
+
+def cut(text, start):
+    """Where the piece of `text` that begins at `start` ends. Tokens of the pieces are the tokens of the whole."""
+    found = BOUNDARY.search(text, start + PIECE) if len(text) - start > PIECE else None
+    return found.end() if found else len(text)
+
+
+class Columns:
+    """What of a row (a mapping) becomes a document: the text, if the filters let it pass. Counts what they and skip_bad leave out."""
+
+    def __init__(self, args):
+        self.text, self.min_score, self.max_tokens, self.skip_bad = args.text_column, args.min_score, args.max_tokens, args.skip_bad
+        self.names = [self.text] + ["score"] * (self.min_score is not None) + ["token_count"] * (self.max_tokens is not None)
+        self.counts = {"filtered": 0, "skipped": 0}
+
+    def check(self, place, there):
+        """UserError where a column is not among those that are `there`."""
+        for name, option in zip(self.names, ["--text_column", *(f"--min_{n}" if n == "score" else "--max_tokens" for n in self.names[1:])]):
+            if name not in there:
+                raise UserError(f"{place}: no column {name!r}, which {option} needs; there are {', '.join(there)}")
+
+    def document(self, row, place):
+        """The row's text, or None where it is left out. UserError, which names `place`, for a row without one, unless bad rows are skipped."""
+        text = row.get(self.text)
+        if self.min_score is not None and not (row.get("score") or 0) >= self.min_score:
+            self.counts["filtered"] += 1
+        elif self.max_tokens is not None and not (row.get("token_count") or 0) <= self.max_tokens:
+            self.counts["filtered"] += 1
+        elif isinstance(text, str) and text:
+            return text
+        else:
+            self.bad(f"{place}: {self.text!r} is {'empty' if text == '' else 'null' if text is None else 'no text'}")
+
+    def bad(self, problem):
+        if not self.skip_bad:
+            raise UserError(f"{problem}; --skip_bad leaves such documents out, and counts them")
+        self.counts["skipped"] += 1
+
+
+class Files:
+    """Documents of files: rows of .parquet, lines of .jsonl, whole .txt or what is between its separator lines; .gz and .zst of the last two."""
+
+    name = "tokens"
+
+    def __init__(self, args):
+        self.columns, self.separator = Columns(args), args.document_separator
+        self.paths = input_files(args.input)
+        self.sizes = [os.path.getsize(path) for path in self.paths]
+        self.identity = {"input": [list(pair) for pair in zip(self.paths, self.sizes)]}
+
+    def text_bytes(self):
+        """How much text there is, in bytes, as far as the files' sizes tell; half of a .jsonl is taken to be other columns."""
+        return sum(text_bytes(path, size, self.columns.text) for path, size in zip(self.paths, self.sizes))
+
+    def records(self, position=None):
+        position = position or {"file": 0}
+        self.columns.counts.update({name: position.get(name, 0) for name in self.columns.counts})
+        whole = sum(self.sizes) or 1
+        for index in range(position["file"], len(self.paths)):
+            path, before = self.paths[index], sum(self.sizes[:index])
+            inside = position if index == position["file"] else {}
+            with readable(path):
+                for text, starts, where, done in documents(path, inside, self.columns, self.separator):
+                    yield Record(text, starts, {"file": index} | where | self.columns.counts, (before + done * self.sizes[index]) / whole)
+
+
+def input_files(patterns):
+    """The files that --input names: files, globs, folders with all below; each once. UserError where one names none."""
+    files = []
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            found = [path for path in sorted(map(str, Path(pattern).rglob("*"))) if has_known_ending(path) and os.path.isfile(path)]
+        else:
+            found = [pattern] if os.path.isfile(pattern) else [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+        if not found:
+            raise UserError(f"--input {pattern}: no such file, and no folder that holds {', '.join(ENDINGS)}")
+        for path in found:
+            if not has_known_ending(path):
+                raise UserError(f"--input {path}: expected one of {', '.join(ENDINGS)}")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def has_known_ending(path):
+    return path.endswith(ENDINGS)
+
+
+def text_bytes(path, size, text_column):
+    if path.endswith(".parquet"):
+        metadata = open_parquet(path).metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        columns = [group.column(i) for group in groups for i in range(group.num_columns)]
+        return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_column)
+    return size // 2 if ".jsonl" in path else size
+
+
+@contextlib.contextmanager
+def readable(path):
+    """What reading a damaged file raises, as a UserError that names it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text: {error}") from None
+    except (OSError, EOFError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def documents(path, position, columns, separator):
+    """(text, whether a document starts, position in the file, share of the file) for each document, or part of one, from `position`."""
+    if path.endswith(".parquet"):
+        return parquet_documents(path, position, columns)
+    if ".jsonl" in path:
+        return json_documents(path, position, columns)
+    return text_documents(path, position, columns) if separator is None else separated_documents(path, position, columns, separator)
+
+
+def open_parquet(path):
+    import pyarrow.parquet
+
+    with readable(path):
+        return pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK)
+
+
+def parquet_documents(path, position, columns):
+    """Rows; row groups before the position are not read. A batch holds rows of about BLOCK bytes, however large a row group is."""
+    file = open_parquet(path)
+    columns.check(path, file.schema_arrow.names)
+    metadata, first = file.metadata, position.get("row_group", 0)
+    number = sum(metadata.row_group(i).num_rows for i in range(first))
+    for group in range(first, metadata.num_row_groups):
+        rows, size = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
+        row, start = 0, position.get("row", 0) if group == first else 0
+        for batch in file.iter_batches(max(1, rows * BLOCK // max(1, size)), row_groups=[group], columns=columns.names):
+            for values in zip(*(batch.column(name).to_pylist() for name in columns.names)):
+                where = {"row_group": group, "row": row}
+                if row >= start and (text := columns.document(dict(zip(columns.names, values)), f"{path}: row {number}")) is not None:
+                    yield text, True, where, number / metadata.num_rows
+                row, number = row + 1, number + 1
+
+
+@contextlib.contextmanager
+def opened(path, offset):
+    """(the file, decompressed, from `offset` on; a function that tells the share of it that was read)."""
+    with open(path, "rb") as raw:
+        file = raw
+        if path.endswith((".gz", ".zst")):
+            import pyarrow
+
+            file = io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "gzip" if path.endswith(".gz") else "zstd"), BLOCK)
+            for start in range(0, offset, BLOCK):
+                file.read(min(BLOCK, offset - start))
+        else:
+            raw.seek(offset)
+        size = os.path.getsize(path)
+        yield file, lambda: raw.tell() / size
+
+
+def json_documents(path, position, columns):
+    """Lines of JSON objects; blank lines are passed over."""
+    offset, number = position.get("offset", 0), position.get("line", 0)
+    with opened(path, offset) as (file, done):
+        while line := file.readline():
+            where = {"offset": offset, "line": number}
+            offset, number = offset + len(line), number + 1
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            del line
+            if not isinstance(row, dict):
+                columns.bad(f"{path}:{number}: is no JSON object")
+                continue
+            if where["line"] == 0:
+                columns.check(path, row)
+            if (text := columns.document(row, f"{path}:{number}")) is not None:
+                yield text, True, where, done()
+
+
+def text_documents(path, position, columns):
+    """One document, the whole file, a piece at a time."""
+    offset, starts = position.get("offset", 0), "inside" not in position
+    decoder, text, data = codecs.getincrementaldecoder("utf-8")(), "", b" "
+    with opened(path, offset) as (file, done):
+        while data:
+            data = file.read(BLOCK)
+            text += decoder.decode(data, final=not data)
+            while text and (not data or cut(text, 0) < len(text)):
+                piece = text[: cut(text, 0)]
+                yield piece, starts, {"offset": offset} | ({} if starts else {"inside": True}), done()
+                offset, starts, text = offset + len(piece.encode()), False, text[len(piece) :]
+    if starts:
+        columns.bad(f"{path}: is empty")
+
+
+def separated_documents(path, position, columns, separator):
+    """What is between lines that are `separator`; the line break before such a line belongs to it. Nothing between two is no document."""
+    start = offset = position.get("offset", 0)
+    document, separator = bytearray(), separator.encode()
+    with opened(path, offset) as (file, done):
+        while True:
+            line = file.readline()
+            offset += len(line)
+            if line and line.rstrip(b"\r\n") != separator:
+                document += line
+                continue
+            if line:
+                document = document.removesuffix(b"\n").removesuffix(b"\r")
+            try:
+                text = document.decode()
+            except UnicodeDecodeError as error:
+                columns.bad(f"{path}: is not UTF-8 text in the document that begins at byte {start}: {error.reason}")
+                text = ""
+            if text:
+                yield text, True, {"offset": start}, done()
+            if not line:
+                return
+            document, start = bytearray(), offset
+
+
+class Hub:
+    """Documents of a dataset, streamed with the library `datasets`: one of the Hugging Face hub's, or a folder on this machine.
+
+    UserError where it cannot be had. A row that cannot be fetched is tried again, with growing pauses, from where the reader stood.
+    """
+
+    def __init__(self, args, revision):
+        self.args, self.columns, self.name = args, Columns(args), Path(args.dataset).name
+        self.revision = args.revision or revision  # that of a preparation to be continued
+        datasets = import_datasets()
+        try:
+            if not os.path.isdir(args.dataset):
+                if "HF_HUB_OFFLINE" in os.environ:
+                    raise ConnectionError
+                import huggingface_hub
+
+                self.revision = huggingface_hub.HfApi().dataset_info(args.dataset, revision=self.revision).sha
+            self.load = lambda: datasets.load_dataset(args.dataset, args.name, split=args.split, streaming=True, revision=self.revision)
+            splits = self.load().info.splits or {}
+        except (ConnectionError, datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            what = "the Hugging Face hub cannot be reached" if isinstance(error, ConnectionError) else str(error).splitlines()[0]
+            raise UserError(f"{args.dataset}: {what}; text of your own is prepared with --input FILE_OR_GLOB ...") from None
+        self.rows, self.bytes = (getattr(splits.get(args.split), what, None) for what in ("num_examples", "num_bytes"))
+        self.identity = {"dataset": args.dataset, "name": args.name, "split": args.split, "revision": self.revision}
+
+    def text_bytes(self):
+        return self.bytes
+
+    def records(self, position=None):
+        position = position or {}
+        self.columns.counts.update({name: position.get(name, 0) for name in self.columns.counts})
+        number = position.get("number", 0)
+        for state, since, row in self.patiently(position.get("state"), position.get("since", 0)):
+            if number == 0:
+                self.columns.check(self.args.dataset, row)
+            where = {"state": state, "since": since, "number": number}
+            number += 1
+            if (text := self.columns.document(row, f"{self.args.dataset}: row {number - 1}")) is not None:
+                yield Record(text, True, where | self.columns.counts, where["number"] / self.rows if self.rows else None)
+
+    def patiently(self, state, since):
+        """(state of the reader, rows since then, row), from the `since`-th row after `state` on, through failures of the network."""
+        failures = 0
+        while True:
+            try:
+                dataset, read = self.load(), 0
+                if state:
+                    dataset.load_state_dict(state)
+                for row in dataset:
+                    if read == since:
+                        yield state, since, row
+                        since, failures = since + 1, 0
+                    read += 1
+                    if read == since == ROWS_A_STATE:
+                        state, since, read = dataset.state_dict(), 0, 0
+                return
+            except UserError:
+                raise
+            except Exception as error:  # every layer below has errors of its own
+                failures += 1
+                if failures == HUB_PATIENCE:
+                    raise UserError(f"{self.args.dataset}: cannot be read on ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                                    "the same command continues") from None
+                time.sleep(2**failures)
