@@ -12,6 +12,7 @@ after the last whole shard. The shards do not depend on the number of workers or
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -181,8 +182,9 @@ class Preparation:
         if (left := self.estimated_tokens(self.state["done"])) is not None:
             self.require(2 * left, "the rest of the shards" if before else "the shards")
         total = before
-        with progress_bar(self.state["done"]) as bar:
-            for batch, tokens, size in encoded(self.source, self.state["position"], self.args, characters):
+        stream = encoded(self.source, self.state["position"], self.args, characters)
+        with contextlib.closing(stream), progress_bar(self.state["done"]) as bar:
+            for batch, tokens, size in stream:
                 total += len(tokens) - self.state["taken"]
                 self.add(batch, tokens, size, words.end_of_text)
                 rate = (total - before) / (time.perf_counter() - started)
@@ -250,13 +252,18 @@ def prepare(args):
                      f"to check them: prepare_fineweb.py --verify {out_dir}")
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(out_dir)
         if state:
             print(f"continuing {out_dir} after {len(state['shards'])} whole shards")
         Preparation(args, source, identity, state).run()
     except OSError as error:
-        for path in out_dir.glob(".*.tmp"):
-            path.unlink()  # what there is of the shard that is not whole takes room
+        remove_unfinished(out_dir)  # it takes room
         raise UserError(f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: the same command continues") from None
+
+
+def remove_unfinished(out_dir):
+    for path in out_dir.glob(".*.tmp"):
+        path.unlink()
 
 
 def what_is_in(out_dir):
@@ -311,6 +318,9 @@ def parse(arguments):
     parser.add_argument("--val_tokens", type=number, help="tokens of the first shard, for validation (default: --shard_size)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
     parser.add_argument("--verify", metavar="DIR", help="check the shards in DIR, show some of their text, and do nothing else")
+    if "--document_separator" in arguments[:-1]:  # its value may begin with a dash
+        where = arguments.index("--document_separator")
+        arguments = [*arguments[:where], f"--document_separator={arguments[where + 1]}", *arguments[where + 2 :]]
     args = parser.parse_args(arguments)
     for name in ("shard_size", "val_tokens", "workers"):
         if not 1 <= (getattr(args, name) or (1 if name == "val_tokens" and args.val_tokens is None else 0)) < 2**31:
@@ -326,7 +336,7 @@ def interrupt(*_):
 
 def main(arguments):
     signal.signal(signal.SIGTERM, interrupt)
-    with one_line_errors("prepare_fineweb.py", interrupted="interrupted; whole shards are kept: the same command continues"):
+    with one_line_errors("prepare_fineweb.py", interrupted="interrupted; whole shards are kept: the same command continues", leave=sys.exit):
         args = parse(arguments)
         verify(args.verify) if args.verify else prepare(args)
 

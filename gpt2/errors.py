@@ -19,14 +19,16 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def one_line_errors(program, *others, interrupted="interrupted"):
+def one_line_errors(program, *others, interrupted="interrupted", leave=None):
     """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130) instead of a traceback.
+
+    leave: how to end the process with that code; by default at once, whatever threads or process groups are alive.
 
     Under torchrun the first rank to exit brings the others down, and what they would have said with them. So rank 0
     speaks at once and the others wait a moment: an error that all ranks share is said once, one that only a later
     rank meets is still said.
     """
-    rank = int(os.environ.get("RANK", 0))
+    rank, leave = int(os.environ.get("RANK", 0)), leave or exit_at_once
     try:
         yield
     except (UserError, *others) as error:
@@ -34,7 +36,6 @@ def one_line_errors(program, *others, interrupted="interrupted"):
             time.sleep(5)
         for line in str(error).splitlines():
             print(f"{program}: error: {line}", file=sys.stderr)
-        sys.stderr.flush()
         leave(2)
     except KeyboardInterrupt:
         if rank == 0:
@@ -42,8 +43,8 @@ def one_line_errors(program, *others, interrupted="interrupted"):
         leave(130)
 
 
-def leave(code):
-    """Exit at once. With process groups or a prefetch thread alive, a normal exit could wait for ranks that are gone."""
+def exit_at_once(code):
+    """With process groups or a prefetch thread alive, a normal exit could wait for ranks that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -10,6 +10,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import sys
 from concurrent.futures import wait
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def parse_command(arguments=None):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.compare", OSError, interrupted="interrupted; the same command continues"):
+    with one_line_errors("lenet.compare", OSError, interrupted="interrupted; the same command continues", leave=sys.exit):
         options = parse_command(arguments)
         runs = {name: run for name, run in matrix(options.seeds, options.epochs, options.device).items()
                 if any(fnmatch.fnmatch(name, pattern) for pattern in options.runs)}

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.data import TrainingBatches, Windows, evaluation_batches, find_shards, shuffled, window_numbers
+from gpt2.data import TrainingBatches, Windows, evaluation_batches, shuffled, window_numbers
 from gpt2.errors import UserError
+from gpt2.shards import find_shards
 from tests.conftest import write_shard
 
 

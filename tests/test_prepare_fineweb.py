@@ -1,0 +1,326 @@
+"""What prepare_fineweb.py promises: the same shards however it was run, interrupted or fed, and one line for what is wrong."""
+
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gpt2 import tokenizer
+from tests.conftest import ROOT, refused, run, shared_data
+
+TEXTS = [f"Document {i}: naïve café 東京 🙂 <|endoftext|> 'tis\n\n  " + "the quick brown fox " * (i % 7 * 9) + "\r\nend " for i in range(60)]
+
+
+def prepare(*arguments, **options):
+    return run("prepare_fineweb.py", *arguments, **options)
+
+
+def read_shard(path):
+    data = path.read_bytes()
+    header = np.frombuffer(data[:1024], "<i4")
+    assert header[:2].tolist() == [20240520, 1] and not header[3:].any()
+    tokens = np.frombuffer(data[1024:], "<u2")
+    assert len(tokens) == header[2]
+    return tokens
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def texts_in(folder):
+    """The documents that the shards in `folder` hold, in order."""
+    meta = json.loads((folder / "meta.json").read_text())
+    words = tokenizer.load(meta["tokenizer"], meta["characters"])
+    tokens = np.concatenate([read_shard(folder / shard["name"]) for shard in meta["shards"]])
+    assert tokens[0] == words.end_of_text
+    starts = [*np.flatnonzero(tokens == words.end_of_text), len(tokens)]
+    return [words.decode(tokens[start + 1 : end].tolist()) for start, end in zip(starts, starts[1:])]
+
+
+def write_parquet(path, texts, row_group_size=10, **columns):
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, **columns}), path, row_group_size=row_group_size)
+
+
+def write_jsonl(path, texts):
+    data = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)).encode()
+    if path.suffix == ".gz":
+        data = gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :])
+    if path.suffix == ".zst":
+        data = pyarrow.compress(data[: len(data) // 2], "zstd", asbytes=True) + pyarrow.compress(data[len(data) // 2 :], "zstd", asbytes=True)
+    path.write_bytes(data)
+
+
+def write_text(path, texts):
+    data = "\n---\n".join(texts).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+WRITERS = {"a.parquet": write_parquet, "a.jsonl": write_jsonl, "a.jsonl.gz": write_jsonl, "a.jsonl.zst": write_jsonl, "a.txt": write_text, "a.txt.gz": write_text}
+
+
+@pytest.mark.parametrize("name, words", [*((name, "byte") for name in WRITERS), ("a.parquet", "gpt2"), ("a.txt", "gpt2"), ("a.txt", "char")])
+def test_every_kind_of_file_gives_the_documents_back(name, words, tmp_path):
+    WRITERS[name](tmp_path / name, TEXTS)
+    prepare("--input", tmp_path / name, "--out_dir", tmp_path / "out", "--tokenizer", words, "--shard_size", 1009, "--val_tokens", 100,
+            "--document_separator", "---", "--workers", 1)
+    assert texts_in(tmp_path / "out") == TEXTS
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert meta["documents"] == len(TEXTS) and meta["bytes"] == sum(len(text.encode()) for text in TEXTS)
+    assert [shard["tokens"] for shard in meta["shards"]][:2] == [100, 1009] and "_val_000000" in meta["shards"][0]["name"]
+    assert "whole" in prepare("--verify", tmp_path / "out").stdout
+
+
+def test_folders_globs_and_whole_files(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    write_text(tmp_path / "in" / "b.txt", TEXTS[:2])
+    write_text(tmp_path / "in" / "deep" / "c.txt", TEXTS[2:4])
+    (tmp_path / "in" / "notes.md").write_text("not text to train on")
+    (tmp_path / "a[1].txt").write_text("odd name")
+    prepare("--input", tmp_path / "a[1].txt", tmp_path / "in", tmp_path / "in" / "*.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 5)
+    assert texts_in(tmp_path / "out") == ["odd name", "\n---\n".join(TEXTS[:2]), "\n---\n".join(TEXTS[2:4])]
+
+
+def test_filters_and_bad_rows(tmp_path):
+    texts = ["good", None, "", "low", "long", "unscored", "last"]
+    write_parquet(tmp_path / "a.parquet", texts, score=[3.5, 3, 3, 2.9, 4, None, 3], token_count=[5, 5, 5, 5, 500, 5, 5])
+    command = ("--input", tmp_path / "a.parquet", "--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 2, "--min_score", 3, "--max_tokens", 499)
+    lines = refused(prepare(*command, check=False))
+    assert len(lines) == 1 and "a.parquet: row 1: 'text' is null" in lines[0] and "--skip_bad" in lines[0]
+    prepare(*command, "--skip_bad")
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert texts_in(tmp_path / "out") == ["good", "last"] and (meta["filtered"], meta["skipped"]) == (3, 2)
+
+
+@pytest.fixture(scope="module")
+def novels(tmp_path_factory):
+    """(a part of the novels as a file, the arguments that prepare it, their result undisturbed)."""
+    folder = tmp_path_factory.mktemp("novels")
+    table = pyarrow.parquet.read_table(shared_data("novels") / "novels-00000-of-00004.parquet")
+    pyarrow.parquet.write_table(table, folder / "novels.parquet", row_group_size=300)
+    arguments = ["--input", folder / "novels.parquet", "--shard_size", 100_003, "--val_tokens", 50_001]
+    prepare(*arguments, "--out_dir", folder / "whole", "--workers", 1)
+    return folder, arguments, files_in(folder / "whole")
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_the_shards_do_not_depend_on_the_number_of_workers(workers, novels, tmp_path):
+    _, arguments, whole = novels
+    prepare(*arguments, "--out_dir", tmp_path / "out", "--workers", workers)
+    assert files_in(tmp_path / "out") == whole
+
+
+def start(arguments, out_dir):
+    return subprocess.Popen([sys.executable, "prepare_fineweb.py", *map(str, arguments), "--out_dir", str(out_dir), "--workers", "2"], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_shards(process, folder, count):
+    while process.poll() is None and len(list(folder.glob("*.bin"))) < count:
+        time.sleep(0.005)
+
+
+def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(novels, tmp_path):
+    _, arguments, whole = novels
+    out, draw, kills = tmp_path / "out", random.Random(0), 0
+    while kills < 20:
+        process = start(arguments, out)
+        if draw.random() < 0.25:
+            time.sleep(draw.random())
+        else:
+            wait_for_shards(process, out, len(list(out.glob("*.bin"))) + 1)
+            time.sleep(0.06 * draw.random())
+        process.kill()
+        process.communicate()
+        kills += 1
+        there = {name: data for name, data in (files_in(out) if out.exists() else {}).items() if name.endswith(".bin")}
+        assert all(whole[name] == data for name, data in there.items())
+        assert process.returncode == -signal.SIGKILL and len(there) < len(whole) - 1, "it ended before it was killed often enough"
+    prepare(*arguments, "--out_dir", out)
+    assert files_in(out) == whole
+
+
+def test_sigterm_ends_it_soon_and_says_how_to_go_on(novels, tmp_path):
+    _, arguments, whole = novels
+    process = start(arguments, tmp_path)
+    wait_for_shards(process, tmp_path, 5)
+    sent = time.monotonic()
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 5 and process.returncode == 130
+    assert "the same command continues" in errors.splitlines()[-1] and "Traceback" not in errors
+    lines = refused(prepare(*arguments, "--out_dir", tmp_path, "--shard_size", 7, check=False))
+    assert len(lines) == 1 and "--shard_size 100003, not 7" in lines[0]
+    lines = refused(run("train_gpt2.py", f"--data_dir={tmp_path}", f"--out_dir={tmp_path}/run", check=False))
+    assert len(lines) == 1 and "is not all there" in lines[0]
+    prepare(*arguments, "--out_dir", tmp_path)
+    assert files_in(tmp_path) == whole
+
+
+def test_a_full_disk_loses_no_whole_shard(novels, tmp_path):
+    _, arguments, whole = novels
+
+    def limited():  # files of at most 150 kB: the validation shard fits, the next does not
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+    lines = refused(prepare(*arguments, "--out_dir", tmp_path, check=False, preexec_fn=limited))
+    assert len(lines) == 1 and "cannot be written" in lines[0] and "the same command continues" in lines[0]
+    assert [path.name for path in tmp_path.glob("*.bin")] == ["tokens_val_000000.bin"] and not list(tmp_path.glob(".*"))
+    prepare(*arguments, "--out_dir", tmp_path)
+    assert files_in(tmp_path) == whole
+
+
+def test_too_little_room_is_said_before_anything_is_read(novels, tmp_path, monkeypatch):
+    import prepare_fineweb
+    from gpt2.errors import UserError
+
+    _, arguments, _ = novels
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
+    with pytest.raises(UserError, match="0.001 GB are free, but the shards needs? about 0.00"):
+        prepare_fineweb.prepare(prepare_fineweb.parse([*map(str, arguments), "--out_dir", str(tmp_path)]))
+
+
+def test_a_finished_preparation_is_left_alone(novels):
+    folder, arguments, whole = novels
+    assert "is finished" in prepare(*arguments, "--out_dir", folder / "whole").stdout
+    lines = refused(prepare(*arguments, "--out_dir", folder / "whole", "--tokenizer", "byte", check=False))
+    assert len(lines) == 1 and "--tokenizer gpt2, not byte" in lines[0]
+    with open(folder / "novels.parquet", "ab") as file:
+        file.write(b"x")
+    lines = refused(prepare(*arguments, "--out_dir", folder / "whole", check=False))
+    os.truncate(folder / "novels.parquet", (folder / "novels.parquet").stat().st_size - 1)
+    assert len(lines) == 1 and "novels.parquet" in lines[0] and files_in(folder / "whole") == whole
+
+
+def test_a_dataset_streamed_by_the_library_datasets_gives_the_same_tokens(novels, tmp_path):
+    """The hub's path, on a folder: killed after some shards, its continuation skips what was read."""
+    folder, arguments, whole = novels
+    (tmp_path / "dataset").mkdir()
+    os.link(folder / "novels.parquet", tmp_path / "dataset" / "train.parquet")
+    command = ["--dataset", tmp_path / "dataset", *arguments[2:]]
+    process = start(command, tmp_path / "out")
+    wait_for_shards(process, tmp_path / "out", 20)
+    process.kill()
+    process.communicate()
+    assert json.loads((tmp_path / "out" / "progress.json").read_text())["position"]["number"] > 500
+    prepare(*command, "--out_dir", tmp_path / "out")
+    result = files_in(tmp_path / "out")
+    assert [data for name, data in sorted(result.items()) if "train" in name] == [data for name, data in sorted(whole.items()) if "train" in name]
+    meta = json.loads(result["meta.json"])
+    assert meta["source"]["dataset"] == str(tmp_path / "dataset") and meta["documents"] == json.loads(whole["meta.json"])["documents"]
+
+
+def bad_input(kind, folder):
+    """Arguments that are wrong in the way `kind`, and what the one line must say."""
+    path = folder / "a.jsonl"
+    write_jsonl(path, TEXTS)
+    if kind == "no such file":
+        return [folder / "b.txt"], "b.txt: no such file"
+    if kind == "empty glob":
+        return [folder / "*.parquet"], "*.parquet: no such file"
+    if kind == "empty folder":
+        (folder / "empty").mkdir()
+        return [folder / "empty"], "empty: no such file, and no folder"
+    if kind == "unknown ending":
+        (folder / "a.pdf").write_text("x")
+        return [folder / "a.pdf"], "a.pdf: expected one of .parquet"
+    if kind == "corrupt parquet":
+        (folder / "a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
+        return [folder / "a.parquet"], "a.parquet: cannot be read"
+    if kind == "damaged parquet":
+        write_parquet(folder / "a.parquet", [os.urandom(500).hex() for _ in range(100)])
+        data = bytearray((folder / "a.parquet").read_bytes())
+        data[200 : len(data) // 2] = bytes(len(data) // 2 - 200)
+        (folder / "a.parquet").write_bytes(data)
+        return [folder / "a.parquet"], "a.parquet: cannot be read"
+    if kind == "no JSON":
+        path.write_text('{"text": "a"}\n\n{"text": \n')
+        return [path], "a.jsonl:3: is no JSON object; --skip_bad"
+    if kind == "a list":
+        path.write_text('{"text": "a"}\n["text"]\n')
+        return [path], "a.jsonl:2: is no JSON object"
+    if kind == "missing column":
+        return [path, "--text_column", "body"], "a.jsonl: no column 'body', which --text_column needs; there are id, text"
+    if kind == "no score":
+        return [path, "--min_score", "3"], "no column 'score', which --min_score needs"
+    if kind == "null":
+        path.write_text('{"text": "a"}\n{"text": null}\n')
+        return [path], "a.jsonl:2: 'text' is null"
+    if kind == "empty":
+        path.write_text('{"text": "a"}\n{"text": ""}\n')
+        return [path], "a.jsonl:2: 'text' is empty"
+    if kind == "empty file":
+        (folder / "a.txt").write_text("")
+        return [folder / "a.txt"], "a.txt: is empty"
+    if kind == "no UTF-8":
+        (folder / "a.txt").write_bytes(b"caf\xe9 au lait")
+        return [folder / "a.txt"], "a.txt: is not UTF-8 text"
+    if kind == "truncated gzip":
+        write_jsonl(folder / "a.jsonl.gz", TEXTS)
+        os.truncate(folder / "a.jsonl.gz", (folder / "a.jsonl.gz").stat().st_size - 50)
+        return [folder / "a.jsonl.gz"], "a.jsonl.gz: cannot be read"
+    if kind == "something else there":
+        (folder / "out").mkdir()
+        (folder / "out" / "thesis.tex").write_text("x")
+        return [path], "holds something else (thesis.tex)"
+    if kind == "a file as out_dir":
+        (folder / "out").write_text("x")
+        return [path], "out: is a file"
+    if kind == "not writable":
+        return [path, "--out_dir", "/proc/nowhere"], "/proc/nowhere: cannot be written"
+    if kind == "bad number":
+        return [path, "--shard_size", "0"], "--shard_size 0: expected a number from 1"
+    if kind == "too little":
+        return [path, "--val_tokens", "1_000_000"], "which all went into the validation set"
+    return [path, "--tokenizr", "byte"], "--tokenizr"
+
+
+@pytest.mark.parametrize("kind", [
+    "no such file", "empty glob", "empty folder", "unknown ending", "corrupt parquet", "damaged parquet", "no JSON", "a list", "missing column", "no score",
+    "null", "empty", "empty file", "no UTF-8", "truncated gzip", "something else there", "a file as out_dir", "not writable", "bad number", "too little", "flag"])
+def test_bad_input_is_one_line(kind, tmp_path):
+    arguments, expected = bad_input(kind, tmp_path)
+    done = prepare("--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 2, "--input", *arguments, "--workers", 1, check=False)
+    lines = refused(done)
+    assert len(lines) == 1 and expected in lines[0], lines
+
+
+@pytest.mark.parametrize("damage", ["a changed token", "a token too high", "truncated", "missing", "one too many"])
+def test_verify_names_the_wrong_file(damage, tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    out = tmp_path / "out"
+    prepare("--input", tmp_path / "a.jsonl", "--out_dir", out, "--tokenizer", "byte", "--shard_size", 3000)
+    path = out / "tokens_train_000001.bin"
+    data = bytearray(path.read_bytes())
+    if damage == "a changed token":
+        data[2000:2002] = b"\x01\x00"
+    elif damage == "a token too high":
+        data[2000:2002] = b"\x01\x01"
+    elif damage == "truncated":
+        data = data[:-2]
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path = out / "tokens_train_000999.bin"
+    if damage != "missing":
+        path.write_bytes(data)
+    lines = refused(prepare("--verify", out, check=False))
+    assert len(lines) == 1 and path.name in lines[0]
+
+
+def test_verify_shows_documents(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    prepare("--input", tmp_path / "a.jsonl", "--out_dir", tmp_path / "out", "--tokenizer", "char", "--shard_size", 3000)
+    shown = prepare("--verify", tmp_path / "out").stdout
+    assert "Document 0: naïve café 東京 🙂" in shown and f"{len(TEXTS)} documents; hashes as in meta.json" in shown
