@@ -4,6 +4,7 @@ One style for all: a colour is a method, a line's dashes and a marker are a spar
 deviation over seeds. The colours are Okabe and Ito's, which people with any colour vision can tell apart.
 """
 
+import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,6 @@ from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
 from lenet.compare import SPARSITIES, read_run
 from lenet.train import OPTIMIZERS
-from pruning.memory import account
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -25,8 +25,9 @@ METHODS = ("dense", "movement", "magnitude", "bitter0", "bitter7", "random")
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = {0: "-", 50: ":", 70: "--", 90: "-"}
 MARKERS = {0: "*", 50: "o", 70: "s", 90: "^"}
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
-         "axes.axisbelow": True, "figure.titlesize": 13, "axes.titlesize": 11, "savefig.dpi": 110}
+plt.rcParams.update({
+    "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False, "savefig.dpi": 100})
 SOURCE_BYTES = {  # a parameter, beside its weight, as the source project counts: SGD without momentum, masks as bytes
     "sgd": 0, "adam": 8, "adamw": 8, "adamwadv": 12, "adamwspam": 12, "adamwprune": 8, "movement": 12, "magnitude": 1, "bitter0": 1,
 }
@@ -96,100 +97,99 @@ def title(text, groups):
 
 
 def save(figure, path):
-    import io
-
     image = io.BytesIO()
     figure.savefig(image, format="png")
     plt.close(figure)
     write_atomically(path, image.getvalue())
 
 
-def curves(axis, groups, key, scale=1.0):
-    for group, style, label in zip(groups, styles(groups), labels(groups)):
+def curves(axis, groups, key, style_of, scale=1.0):
+    """A line for each group's mean over seeds, in a band of one standard deviation."""
+    for group, style in zip(groups, style_of):
         mean, std = (scale * values for values in group.curve(key))
         epochs = np.arange(1, len(mean) + 1)
-        axis.plot(epochs, mean, label=label, markersize=4, linewidth=1.4, **style)
+        axis.plot(epochs, mean, markersize=4, linewidth=1.4, **style)
         axis.fill_between(epochs, mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0)
     axis.set_xlabel("epoch")
 
 
-def accuracy_axis(axis, groups, key="test_accuracy"):
+def accuracy_axis(axis, groups):
     """Limits that show the last epochs' differences; what is far below runs out of the picture."""
-    finals = [group.curve(key)[0][-1] for group in groups]
-    low = min(finals)
-    axis.set_ylim(max(0, low - max(1.5, 0.6 * (max(finals) - low))), min(100.05, max(finals) + 0.4))
+    finals = [group.final("final_accuracy")[0] for group in groups]
+    low = max(min(finals), max(finals) - 6)
+    axis.set_ylim(low - max(1.0, 0.6 * (max(finals) - low)), min(100.05, max(finals) + 0.4))
     axis.set_ylabel("test accuracy, %")
 
 
-def bars(axis, groups, values, text):
-    """Horizontal bars, one a group, with error bars and each value written behind."""
-    places = np.arange(len(groups))[::-1]
+def bars(axis, values, text, names, colours):
+    """Horizontal bars with error bars, values: [(mean, standard deviation)], and the numbers written behind."""
+    places = np.arange(len(values))[::-1]
     means, stds = np.array(values).T
-    axis.barh(places, means, xerr=stds if stds.any() else None, color=[style["color"] for style in styles(groups)], alpha=0.8, height=0.7, error_kw=dict(lw=1, capsize=2))
+    axis.barh(places, means, xerr=stds if stds.any() else None, color=colours, alpha=0.8, height=0.7, error_kw=dict(lw=1, capsize=2))
     for place, mean, std in zip(places, means, stds):
-        axis.annotate(text.format(mean), (mean + std, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set_yticks(places, labels(groups), fontsize=9)
+        axis.annotate(text.format(mean, std), (mean + std, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+    axis.set_yticks(places, names, fontsize=9)
     axis.grid(axis="y", visible=False)
+
+
+def accuracy_bars(axis, groups, names, colours):
+    finals = [group.final("final_accuracy") for group in groups]
+    bars(axis, finals, "{:.2f} ± {:.2f}" if any(std for _, std in finals) else "{:.2f}", names, colours)
+    low, high = min(mean - std for mean, std in finals), max(mean + std for mean, std in finals)
+    left, right = round(low - 0.3 * (high - low + 0.1)), high + 0.55 * (high - low + 0.5)
+    axis.set(title="final accuracy", xlabel=f"test accuracy, % (from {left} on)", xlim=(left, right))
+    axis.set_xticks([tick for tick in axis.get_xticks() if left <= tick <= 100])
 
 
 def compare_models(groups, name, path):
     """Six panels: accuracy, loss and sparsity over epochs; final accuracy, compression, and one against the other."""
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8.5 + 0.12 * max(0, len(groups) - 7)), layout="constrained")
-    curves(axes[0, 0], groups, "test_accuracy")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 8.5 + 0.12 * max(0, len(groups) - 7)), layout="constrained")
+    style_of, names = styles(groups), labels(groups)
+    curves(axes[0, 0], groups, "test_accuracy", [style | {"label": label} for style, label in zip(style_of, names)])
     accuracy_axis(axes[0, 0], groups)
     axes[0, 0].set_title("test accuracy")
-    curves(axes[0, 1], groups, "test_loss")
+    curves(axes[0, 1], groups, "test_loss", style_of)
     axes[0, 1].set(title="test loss", ylabel="cross-entropy, nats", yscale="log")
-    curves(axes[0, 2], groups, "sparsity", 100)
-    axes[0, 2].set(title="sparsity of the prunable weights", ylabel="weights that are zero, %")
-    finals, ratios = [group.final("final_accuracy") for group in groups], [group.final("compression_ratio") for group in groups]
-    bars(axes[1, 0], groups, finals, "{:.2f}")
-    low = min(mean - std for mean, std in finals)
-    axes[1, 0].set(title="final accuracy", xlabel="test accuracy, %", xlim=(max(0, low - max(0.3, 0.15 * (100 - low))), 100 + 0.03 * (100 - low)))
-    bars(axes[1, 1], groups, ratios, "{:.1f}×")
-    axes[1, 1].set(title="compression", xlabel="parameters / parameters that are not zero", xlim=(0, 1.15 * max(mean for mean, _ in ratios)))
-    for group, style, (accuracy, std), (ratio, _) in zip(groups, styles(groups), finals, ratios):
-        axes[1, 2].errorbar(ratio, accuracy, std, capsize=3, markersize=8, **style | {"linestyle": "none"})
-    axes[1, 2].set(title="accuracy against compression", xlabel="parameters / parameters that are not zero", ylabel="test accuracy, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(7, len(groups)))
+    curves(axes[0, 2], groups, "sparsity", style_of, 100)
+    axes[0, 2].set(title="sparsity", ylabel="prunable weights that are zero, %")
+    colours = [style["color"] for style in style_of]
+    accuracy_bars(axes[1, 0], groups, names, colours)
+    ratios = [group.final("compression_ratio") for group in groups]
+    bars(axes[1, 1], ratios, "{:.1f}×", names, colours)
+    axes[1, 1].set(title="compression", xlabel="parameters / those not zero", xlim=(0, 1.2 * max(mean for mean, _ in ratios)))
+    for group, style, (ratio, _) in zip(groups, style_of, ratios):
+        axes[1, 2].errorbar(ratio, *group.final("final_accuracy"), capsize=3, markersize=8, **style | {"linestyle": "none"})
+    axes[1, 2].set(title="accuracy against compression", xlabel="parameters / those not zero", ylabel="test accuracy, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(groups), 120 // (8 + max(map(len, names)))))
     figure.suptitle(title(f"{name}: LeNet-5 on MNIST", groups))
     save(figure, path)
 
 
 def accuracy_evolution(groups, name, path):
     figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
-    curves(axis, groups, "test_accuracy")
+    curves(axis, groups, "test_accuracy", [style | {"label": label} for style, label in zip(styles(groups), labels(groups))])
     accuracy_axis(axis, groups)
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(loc="outside right center")
     axis.set_title(title(f"{name}: accuracy over epochs", groups))
     save(figure, path)
 
 
 def compare_optimizers(groups, name, path):
-    """Accuracy over epochs of every optimizer (panels for methods), and the final ones as bars."""
-    methods = [method for method in METHODS if any(group.method == method and group.optimizer != "adamwprune" for group in groups)]
-    figure, axes = plt.subplots(1, 2, figsize=(13, 2.5 + 0.26 * len(groups)), layout="constrained", width_ratios=(1, 1))
-    for method in methods:
-        for group in groups:
-            if group.method == method or (group.optimizer == "adamwprune" and method == methods[0] and group.method in ("dense", "bitter0")):
-                mean, std = group.curve("test_accuracy")
-                style = dict(color=COLOURS[OPTIMIZERS.index(group.optimizer) + 1], linestyle="-" if method == methods[0] else "--")
-                epochs = np.arange(1, len(mean) + 1)
-                axes[0].plot(epochs, mean, linewidth=1.4, marker=".", label=group.label(), **style)
-                axes[0].fill_between(epochs, mean - std, mean + std, color=style["color"], alpha=0.12, linewidth=0)
-    axes[0].set(title="accuracy over epochs", xlabel="epoch")
-    accuracy_axis(axes[0], groups)
-    axes[0].legend(fontsize=8, loc="lower right")
-    finals = [group.final("final_accuracy") for group in groups]
-    places = np.arange(len(groups))[::-1]
-    axes[1].barh(places, [mean for mean, _ in finals], xerr=[std for _, std in finals], height=0.7, alpha=0.8, error_kw=dict(lw=1, capsize=2),
-                 color=[COLOURS[METHODS.index(group.method)] for group in groups])
-    for place, (mean, std) in zip(places, finals):
-        axes[1].annotate(f"{mean:.2f} ± {std:.2f}", (mean + std, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes[1].set_yticks(places, [group.label() for group in groups], fontsize=9)
-    low, high = min(mean - std for mean, std in finals), max(mean + std for mean, std in finals)
-    axes[1].set(title="final accuracy", xlabel="test accuracy, %", xlim=(low - 0.3 * (high - low), high + 0.35 * (high - low)))
-    axes[1].grid(axis="y", visible=False)
+    """Accuracy over epochs of every optimizer, a panel for each method that all have, and every final accuracy."""
+    panels = {"dense": groups} if groups[0].method == "dense" else {
+        "movement (AdamWPrune: bitter0)": [g for g in groups if g.method == "movement" or (g.optimizer, g.method) == ("adamwprune", "bitter0")],
+        "magnitude": [g for g in groups if g.method == "magnitude"]}
+    panels = {method: shown for method, shown in panels.items() if shown}
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(13, 4.2 + 0.1 * len(groups)), layout="constrained")
+    handles = {}
+    for axis, (method, shown) in zip(axes, panels.items()):
+        curves(axis, shown, "test_accuracy", [dict(color=COLOURS[OPTIMIZERS.index(g.optimizer) + 1], marker="os^Dvp"[OPTIMIZERS.index(g.optimizer)],
+                                                   label=NAMES[g.optimizer]) for g in shown])
+        axis.set_title(method)
+        accuracy_axis(axis, groups)
+        handles |= {line.get_label(): line for line in axis.get_lines()}
+    accuracy_bars(axes[-1], groups, [NAMES[g.optimizer] + (f" {g.method}" if g.method != "dense" else "") for g in groups], [COLOURS[METHODS.index(g.method)] for g in groups])
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     figure.suptitle(title(f"Optimizers, {name}: LeNet-5 on MNIST", groups))
     save(figure, path)
 
@@ -198,7 +198,7 @@ def memory_rows(groups):
     """[(label, kB of weights, states and buffers as measured here, kB as the source counts)] of optimizers with and without pruning."""
     rows = []
     for group in groups:
-        if (group.method, group.sparsity) in (("dense", 0), ("movement", 90), ("magnitude", 90)) or (group.method, group.sparsity) == ("bitter0", 90):
+        if (group.method, group.sparsity) in (("dense", 0), ("movement", 90), ("magnitude", 90), ("bitter0", 90)):
             memory, parameters = group.runs[0]["memory_bytes"], group.runs[0]["parameters"]
             counted = parameters * (4 + SOURCE_BYTES[group.optimizer] + SOURCE_BYTES.get(group.method, 0))
             rows.append((group.label().replace(" 90 %", ""), [memory[item] / 1000 for item in ("weights", "states", "buffers")], counted / 1000))
@@ -210,24 +210,24 @@ def memory_efficiency(groups, path):
     rows = memory_rows(groups)
     if not any(label == "SGD movement" for label, *_ in rows):
         return
-    figure, axes = plt.subplots(1, 2, figsize=(13, 1.8 + 0.34 * len(rows)), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(13, 2.6 + 0.34 * len(rows)), layout="constrained", sharey=True)
     places, left = np.arange(len(rows))[::-1], np.zeros(len(rows))
     for item, colour, values in zip(("weights", "optimizer's states", "pruning's buffers"), COLOURS[1:], np.array([measured for _, measured, _ in rows]).T):
         axes[0].barh(places, values, left=left, color=colour, alpha=0.8, height=0.6, label=item)
         left += values
     counted = np.array([count for *_, count in rows])
     axes[0].plot(counted, places, "D", color="black", markersize=5, label="as the source project counts")
-    for place, total in zip(places, left):
-        axes[0].annotate(f"{total:,.0f}", (total, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes[0].set(title="memory, measured", xlabel="kB beside gradients (61,750 parameters are 247 kB)", xlim=(0, 1.12 * max(*counted, *left)))
+    for place, total, count in zip(places, left, counted):
+        axes[0].annotate(f"{total:,.0f} / {count:,.0f}", (max(total, count), place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    axes[0].set(title="memory beside gradients, measured / as the source counts", xlabel="kB", xlim=(0, 1.3 * max(*counted, *left)))
     axes[0].set_yticks(places, [label for label, *_ in rows])
-    axes[0].legend(fontsize=9, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     reference = next(i for i, (label, *_) in enumerate(rows) if label == "SGD movement")
-    for values, marker, colour, label in ((left, "o", COLOURS[1], "measured"), (counted, "D", "black", "as the source project counts")):
+    for values, marker, colour, label in ((left, "o", COLOURS[1], "saved, measured"), (counted, "D", "black", None)):
         axes[1].plot(100 * (1 - values / values[reference]), places, marker, color=colour, label=label)
     axes[1].axvline(0, color="black", linewidth=0.8)
     axes[1].set(title="saved against SGD + movement", xlabel="%, more is better")
-    axes[1].legend(fontsize=9, loc="lower left")
+    axes[1].legend(loc="lower left")
     figure.suptitle("Memory of weights, optimizer and pruning")
     save(figure, path)
 
@@ -240,9 +240,9 @@ def training_plot(group, path):
         axes[0].plot(np.arange(1, len(mean) + 1), mean, style, marker="o", markersize=4, color=COLOURS[1], label=label)
     axes[0].set(title="loss", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
     axes[0].legend()
-    curves(axes[1], [group], "test_accuracy")
+    curves(axes[1], [group], "test_accuracy", styles([group]))
     axes[1].set(title="accuracy", ylabel="test accuracy, %")
-    curves(axes[2], [group], "sparsity", 100)
+    curves(axes[2], [group], "sparsity", styles([group]), 100)
     axes[2].set(title="sparsity", ylabel="weights that are zero, %", ylim=(-2, 102))
     figure.suptitle(title(f"{group.label()}: {group.final('final_accuracy')[0]:.2f} %", [group]))
     save(figure, path)
@@ -280,7 +280,7 @@ def draw_all(folder):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.plots"), plt.rc_context(STYLE):
+    with one_line_errors("lenet.plots"):
         parser = Parser(prog="lenet.plots", description="Draws every figure of a comparison, and its table, from the metrics in FOLDER/runs.")
         parser.add_argument("folder", nargs="+", type=Path, help="folder that lenet.compare wrote to")
         for folder in parser.parse_args(arguments).folder:
