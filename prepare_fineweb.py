@@ -35,30 +35,31 @@ from gpt2.verify import verify
 from gpt2.workers import pool
 
 FINEWEB = "HuggingFaceFW/fineweb-edu"
-BATCH = 2**18  # characters that a worker gets at a time, or a little more
+BATCH = 2**18  # bytes of text that a worker gets at a time, or a little more
 BYTES_PER_TOKEN = {"gpt2": 5, "char": 4, "byte": 1}  # at most, in a text of some length: for guessing how much room shards need
 
 
 class Batch(NamedTuple):
-    """Consecutive pieces of text, [(text, whether a document starts), ...], read from `position` on."""
+    """Consecutive pieces of text, [(text, whether a document starts), ...], of `size` bytes together, read from `position` on."""
 
     pieces: list
+    size: int
     position: dict
     done: float | None
 
 
 def batches(records):
-    """The records' texts as Batches of BATCH characters or a little more; which ones depends on where reading began alone."""
+    """The records' texts as Batches of BATCH bytes or a little more; which ones depends on where reading began alone."""
     texts, size, first = [], 0, None
     for record in records:
         first = first or record
         texts.append((record.text, record.starts))
         size += len(record.text)
         if size >= BATCH:
-            yield Batch(texts, first.position, first.done)
+            yield Batch(texts, size, first.position, first.done)
             texts, size, first = [], 0, None
     if texts:
-        yield Batch(texts, first.position, first.done)
+        yield Batch(texts, size, first.position, first.done)
 
 
 def start_worker(name, characters):
@@ -67,23 +68,22 @@ def start_worker(name, characters):
 
 
 def encode(texts):
-    """(tokens of a Batch's pieces in one uint16 array, bytes of text), in a worker."""
+    """The tokens of a Batch's pieces in one uint16 array, in a worker."""
     start = np.array([words.end_of_text], np.uint16)
-    arrays = [array for text, starts in texts for array in ([start] * starts + [words.encode(text)])]
-    return np.concatenate(arrays), sum(len(tokenizer.clean(text).encode()) for text, _ in texts)
+    return np.concatenate([array for text, starts in texts for array in ([start] * starts + [words.encode(text.decode())])])
 
 
 def encoded(source, position, args, characters):
-    """(Batch, its tokens, its bytes) in order from args.workers processes, which are kept a few batches ahead, not more."""
+    """(Batch, its tokens) in order from args.workers processes, which are kept a few batches ahead, not more."""
     with pool(args.workers, start_worker, args.tokenizer, characters) as workers:
         waiting = collections.deque()
         for batch in batches(pieces(source.records(position), position)):
             waiting.append((batch._replace(pieces=None), workers.submit(encode, batch.pieces)))
             if len(waiting) > 4 * args.workers:
                 batch, result = waiting.popleft()
-                yield batch, *result.result()
+                yield batch, result.result()
         for batch, result in waiting:
-            yield batch, *result.result()
+            yield batch, result.result()
 
 
 class ShardFile:
@@ -140,8 +140,8 @@ class Preparation:
         self.state["shards"].append(self.shard.close())
         self.shard = None
 
-    def add(self, batch, tokens, size, end_of_text):
-        """Write a batch's tokens of which the shards on the disk have `taken` already; `size` is its text's, in bytes."""
+    def add(self, batch, tokens, end_of_text):
+        """Write a batch's tokens, of which the shards on the disk have `taken` already."""
         taken, self.state["taken"] = self.state["taken"], 0
         while taken < len(tokens):
             if self.shard is None:
@@ -152,7 +152,7 @@ class Preparation:
             if not self.shard.room:
                 self.close_shard()
                 self.save(position=batch.position, taken=taken, done=batch.done)
-        self.state["bytes"] += size
+        self.state["bytes"] += batch.size
 
     def check_space(self, tokens, done):
         """UserError where the disk has no room for the next `tokens` tokens, or for what is left of a source of known size."""
@@ -184,9 +184,9 @@ class Preparation:
         total = before
         stream = encoded(self.source, self.state["position"], self.args, characters)
         with contextlib.closing(stream), progress_bar(self.state["done"]) as bar:
-            for batch, tokens, size in stream:
+            for batch, tokens in stream:
                 total += len(tokens) - self.state["taken"]
-                self.add(batch, tokens, size, words.end_of_text)
+                self.add(batch, tokens, words.end_of_text)
                 rate = (total - before) / (time.perf_counter() - started)
                 advance(bar, batch.done, f"{total / 1e6:,.1f} M tokens, {rate / 1e6:.2f} M/s")
             advance(bar, 1.0)
@@ -233,7 +233,7 @@ def characters_of(source):
     found = set()
     with progress_bar(description="looking for all characters") as bar:
         for record in pieces(source.records()):
-            found.update(tokenizer.clean(record.text))
+            found.update(record.text.decode())
             advance(bar, record.done)
     return "".join(sorted(found))
 

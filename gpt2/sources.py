@@ -3,7 +3,6 @@
 A source has `records(position=None)`: Records from the start, or from the position that one of them carried.
 """
 
-import codecs
 import contextlib
 import glob
 import io
@@ -16,21 +15,25 @@ from typing import NamedTuple
 
 from gpt2.errors import UserError
 from gpt2.hub import import_datasets
+from gpt2.tokenizer import clean
 
-PIECE = 2**18          # characters, or a little more, after which a long document is cut
+PIECE = 2**18          # bytes, or a little more, after which a long document is cut
 BLOCK = 2**20          # bytes read at a time
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")
 HUB_PATIENCE = 6       # attempts in a row that bring no row, before a run gives up; the pauses between them double
 ROWS_A_STATE = 100     # rows of the hub between two notes of where its reader stands
-# Where GPT-2's pattern always ends a token, whatever follows or came before: in front of the first space of a run.
-BOUNDARY = re.compile(r"\S(?=[ \n])")
+# Where GPT-2's pattern always ends a token, whatever comes before and after: between a character that is no white space and
+# a space or line break. Of the characters beyond ASCII those whose first bytes white space shares (U+0080 to 00BF, 1000 to
+# 200F, 2028 to 2FFF, 3000) are not looked for.
+BOUNDARY = re.compile(rb"(?:[!-~]|[\xc3-\xdf][\x80-\xbf]|\xe2\x80[\x90-\xa7]|\xe3\x80[\x81-\xbf]|\xe3[\x81-\xbf][\x80-\xbf]"
+                      rb"|[\xe4-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})(?=[ \n])")
 
 
 class Record(NamedTuple):
-    """A document's text or, where not `starts`, the next part of one. `position`: JSON from which `records` goes on with
+    """A document's text as UTF-8 or, where not `starts`, the next part of one. `position`: JSON from which `records` goes on with
     this very record. `done`: share of the source that was read before it, 0 to 1, or None where that is not known."""
 
-    text: str
+    text: bytes
     starts: bool
     position: dict
     done: float | None
@@ -38,16 +41,17 @@ class Record(NamedTuple):
 
 def pieces(records, position=None):
     """The same text as Records that are not much longer than PIECE, for `records` read from `position`."""
-    skip = (position or {}).get("character", 0)
+    skip = (position or {}).get("byte", 0)
     for text, starts, position, done in records:
         start, starts = skip, starts and not skip
         skip = 0
         while True:
             end = cut(text, start)
-            yield Record(text[start:end], starts, position | {"character": start} if start else position, done)
+            yield Record(bytes(text[start:end]), starts, position | {"byte": start} if start else position, done)
             if end == len(text):
                 break
             start, starts = end, False
+        del text  # it may be large, and the next one too
 
 
 def cut(text, start):
@@ -70,17 +74,16 @@ class Columns:
             if name not in there:
                 raise UserError(f"{place}: no column {name!r}, which {option} needs; there are {', '.join(there)}")
 
-    def document(self, row, place):
-        """The row's text, or None where it is left out. UserError, which names `place`, for a row without one, unless bad rows are skipped."""
-        text = row.get(self.text)
+    def document(self, text, row, place):
+        """The text as UTF-8, or None where the row is to be left out. UserError, which names `place`, where there is none, unless bad rows are skipped."""
         if self.min_score is not None and not (row.get("score") or 0) >= self.min_score:
             self.counts["filtered"] += 1
         elif self.max_tokens is not None and not (row.get("token_count") or 0) <= self.max_tokens:
             self.counts["filtered"] += 1
-        elif isinstance(text, str) and text:
-            return text
+        elif isinstance(text, str | bytes | memoryview) and len(text):
+            return clean(text).encode() if isinstance(text, str) else text
         else:
-            self.bad(f"{place}: {self.text!r} is {'empty' if text == '' else 'null' if text is None else 'no text'}")
+            self.bad(f"{place}: {self.text!r} is {'null' if text is None else 'no text' if isinstance(text, int | float | list | dict) else 'empty'}")
 
     def bad(self, problem):
         if not self.skip_bad:
@@ -107,12 +110,16 @@ class Files:
         position = position or {"file": 0}
         self.columns.counts.update({name: position.get(name, 0) for name in self.columns.counts})
         whole = sum(self.sizes) or 1
+
+        def record(document):
+            text, starts, where, done = document
+            return Record(text, starts, {"file": index} | where | self.columns.counts, (before + done * self.sizes[index]) / whole)
+
         for index in range(position["file"], len(self.paths)):
             path, before = self.paths[index], sum(self.sizes[:index])
             inside = position if index == position["file"] else {}
             with readable(path):
-                for text, starts, where, done in documents(path, inside, self.columns, self.separator):
-                    yield Record(text, starts, {"file": index} | where | self.columns.counts, (before + done * self.sizes[index]) / whole)
+                yield from map(record, documents(path, inside, self.columns, self.separator))  # which keeps no text while the next is read
 
 
 def input_files(patterns):
@@ -166,27 +173,39 @@ def documents(path, position, columns, separator):
 
 
 def open_parquet(path):
+    import pyarrow
     import pyarrow.parquet
 
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # which gives the room of a large document back at once
     with readable(path):
         return pyarrow.parquet.ParquetFile(path, buffer_size=BLOCK)
 
 
 def parquet_documents(path, position, columns):
     """Rows; row groups before the position are not read. A batch holds rows of about BLOCK bytes, however large a row group is."""
+    import pyarrow
+
     file = open_parquet(path)
     columns.check(path, file.schema_arrow.names)
+    kind = file.schema_arrow.field(columns.text).type
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+        raise UserError(f"{path}: column {columns.text!r} holds {kind}, not text; --text_column names another")
     metadata, first = file.metadata, position.get("row_group", 0)
     number = sum(metadata.row_group(i).num_rows for i in range(first))
     for group in range(first, metadata.num_row_groups):
         rows, size = metadata.row_group(group).num_rows, metadata.row_group(group).total_byte_size
         row, start = 0, position.get("row", 0) if group == first else 0
         for batch in file.iter_batches(max(1, rows * BLOCK // max(1, size)), row_groups=[group], columns=columns.names):
-            for values in zip(*(batch.column(name).to_pylist() for name in columns.names)):
-                where = {"row_group": group, "row": row}
-                if row >= start and (text := columns.document(dict(zip(columns.names, values)), f"{path}: row {number}")) is not None:
-                    yield text, True, where, number / metadata.num_rows
+            texts, others = batch.column(columns.text), batch.select(columns.names[1:]).to_pylist()
+            for i in range(len(texts)):
+                if row >= start:
+                    buffer = texts[i].as_buffer()
+                    text = columns.document(buffer and memoryview(buffer), others[i] if others else {}, f"{path}: row {number}")
+                    if text is not None:
+                        yield text, True, {"row_group": group, "row": row}, number / metadata.num_rows
+                    del buffer, text
                 row, number = row + 1, number + 1
+            del batch, texts
 
 
 @contextlib.contextmanager
@@ -225,22 +244,24 @@ def json_documents(path, position, columns):
                 continue
             if where["line"] == 0:
                 columns.check(path, row)
-            if (text := columns.document(row, f"{path}:{number}")) is not None:
+            text = columns.document(row.pop(columns.text, None), row, f"{path}:{number}")
+            if text is not None:
                 yield text, True, where, done()
+            del text
 
 
 def text_documents(path, position, columns):
     """One document, the whole file, a piece at a time."""
-    offset, starts = position.get("offset", 0), "inside" not in position
-    decoder, text, data = codecs.getincrementaldecoder("utf-8")(), "", b" "
+    offset, starts, text, data = position.get("offset", 0), "inside" not in position, b"", b" "
     with opened(path, offset) as (file, done):
         while data:
             data = file.read(BLOCK)
-            text += decoder.decode(data, final=not data)
+            text += data
             while text and (not data or cut(text, 0) < len(text)):
                 piece = text[: cut(text, 0)]
+                piece.decode()
                 yield piece, starts, {"offset": offset} | ({} if starts else {"inside": True}), done()
-                offset, starts, text = offset + len(piece.encode()), False, text[len(piece) :]
+                offset, starts, text = offset + len(piece), False, text[len(piece) :]
     if starts:
         columns.bad(f"{path}: is empty")
 
@@ -257,17 +278,21 @@ def separated_documents(path, position, columns, separator):
                 document += line
                 continue
             if line:
-                document = document.removesuffix(b"\n").removesuffix(b"\r")
-            try:
-                text = document.decode()
-            except UnicodeDecodeError as error:
-                columns.bad(f"{path}: is not UTF-8 text in the document that begins at byte {start}: {error.reason}")
-                text = ""
-            if text:
-                yield text, True, {"offset": start}, done()
+                end = len(document) - (document.endswith(b"\n") + document.endswith(b"\r\n"))
+                del document[end:]
+            if document and is_utf8(document, columns, f"{path}: the document that begins at byte {start}"):
+                yield memoryview(document), True, {"offset": start}, done()
             if not line:
                 return
             document, start = bytearray(), offset
+
+
+def is_utf8(text, columns, place):
+    try:
+        text.decode()
+        return True
+    except UnicodeDecodeError as error:
+        columns.bad(f"{place} is not UTF-8 text: {error.reason}")
 
 
 class Hub:
@@ -305,10 +330,11 @@ class Hub:
         for state, since, row in self.patiently(position.get("state"), position.get("since", 0)):
             if number == 0:
                 self.columns.check(self.args.dataset, row)
-            where = {"state": state, "since": since, "number": number}
+            where = {"state": state, "since": since, "number": number} | self.columns.counts
             number += 1
-            if (text := self.columns.document(row, f"{self.args.dataset}: row {number - 1}")) is not None:
-                yield Record(text, True, where | self.columns.counts, where["number"] / self.rows if self.rows else None)
+            text = self.columns.document(row.get(self.columns.text), row, f"{self.args.dataset}: row {number - 1}")
+            if text is not None:
+                yield Record(text, True, where, where["number"] / self.rows if self.rows else None)
 
     def patiently(self, state, since):
         """(state of the reader, rows since then, row), from the `since`-th row after `state` on, through failures of the network."""

