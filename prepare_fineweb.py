@@ -12,7 +12,6 @@ after the last whole shard. The shards do not depend on the number of workers or
 
 import argparse
 import collections
-import contextlib
 import hashlib
 import json
 import os
@@ -62,28 +61,23 @@ def batches(records):
         yield Batch(texts, size, first.position, first.done)
 
 
-def start_worker(name, characters):
-    global words
-    words = tokenizer.load(name, characters)
-
-
-def encode(texts):
+def encode(name, characters, texts):
     """The tokens of a Batch's pieces in one uint16 array, in a worker."""
+    words = tokenizer.load(name, characters)
     start = np.array([words.end_of_text], np.uint16)
     return np.concatenate([array for text, starts in texts for array in ([start] * starts + [words.encode(text.decode())])])
 
 
-def encoded(source, position, args, characters):
-    """(Batch, its tokens) in order from args.workers processes, which are kept a few batches ahead, not more."""
-    with pool(args.workers, start_worker, args.tokenizer, characters) as workers:
-        waiting = collections.deque()
-        for batch in batches(pieces(source.records(position), position)):
-            waiting.append((batch._replace(pieces=None), workers.submit(encode, batch.pieces)))
-            if len(waiting) > 4 * args.workers:
-                batch, result = waiting.popleft()
-                yield batch, result.result()
-        for batch, result in waiting:
+def encoded(batches, workers, ahead, name, characters):
+    """(Batch, its tokens) in order from the pool `workers`, which is kept `ahead` batches ahead, not more."""
+    waiting = collections.deque()
+    for batch in batches:
+        waiting.append((batch._replace(pieces=None), workers.submit(encode, name, characters, batch.pieces)))
+        if len(waiting) > ahead:
+            batch, result = waiting.popleft()
             yield batch, result.result()
+    for batch, result in waiting:
+        yield batch, result.result()
 
 
 class ShardFile:
@@ -122,7 +116,6 @@ class Preparation:
         self.out_dir, self.args, self.source, self.identity = Path(args.out_dir), args, source, identity
         self.state = state or identity | {"characters": "", "shards": [], "position": None, "taken": 0, "bytes": 0, "done": 0.0}
         self.shard = None
-        self.text_bytes = source.text_bytes()
 
     def save(self, **changes):
         write_json(self.out_dir / PROGRESS, self.state | changes)
@@ -173,44 +166,52 @@ class Preparation:
                             "free some space, then the same command continues, or choose another --out_dir")
 
     def run(self):
-        characters = self.state["characters"]
-        if self.args.tokenizer == "char" and not characters:
-            self.state["characters"] = characters = characters_of(self.source)
-        words = tokenizer.load(self.args.tokenizer, characters)
-        self.save()
-        started, before = time.perf_counter(), sum(shard["tokens"] for shard in self.state["shards"])
-        if (left := self.estimated_tokens(self.state["done"])) is not None:
-            self.require(2 * left, "the rest of the shards" if before else "the shards")
-        total = before
-        stream = encoded(self.source, self.state["position"], self.args, characters)
-        with contextlib.closing(stream), progress_bar(self.state["done"]) as bar:
-            for batch, tokens in stream:
-                total += len(tokens) - self.state["taken"]
+        with pool(self.args.workers) as workers:
+            for _ in range(self.args.workers if self.args.tokenizer == "gpt2" else 1):
+                workers.submit(encode, self.args.tokenizer, "", [(b"", False)])  # they start while the source is opened
+            self.text_bytes = self.source.text_bytes()
+            if self.args.tokenizer == "char" and not self.state["characters"]:
+                self.state["characters"] = characters_of(self.source)
+            words = tokenizer.load(self.args.tokenizer, self.state["characters"])
+            if (left := self.estimated_tokens(self.state["done"])) is not None:
+                self.require(2 * left, "the rest of the shards" if self.state["shards"] else "the whole")
+            self.save()
+            self.write_shards(words, workers)
+        self.finish(words)
+
+    def write_shards(self, words, workers):
+        self.started, self.before = time.perf_counter(), self.tokens()
+        read = batches(pieces(self.source.records(self.state["position"]), self.state["position"]))
+        with progress_bar(self.state["done"]) as bar:
+            for batch, tokens in encoded(read, workers, 4 * self.args.workers, words.name, words.characters):
                 self.add(batch, tokens, words.end_of_text)
-                rate = (total - before) / (time.perf_counter() - started)
-                advance(bar, batch.done, f"{total / 1e6:,.1f} M tokens, {rate / 1e6:.2f} M/s")
+                total = self.tokens()
+                advance(bar, batch.done, f"{total / 1e6:,.1f} M tokens, {(total - self.before) / (time.perf_counter() - self.started) / 1e6:.2f} M/s")
             advance(bar, 1.0)
         if self.shard:
             self.close_shard()
-        self.finish(words, total - before, time.perf_counter() - started)
 
-    def finish(self, words, tokens, seconds):
+    def tokens(self):
+        """In the shards so far, the one being written among them."""
+        return sum(shard["tokens"] for shard in self.state["shards"]) + (self.shard.tokens if self.shard else 0)
+
+    def finish(self, words):
         """meta.json, which says that all is there, and a table."""
         shards, counts = self.state["shards"], self.source.columns.counts
         if len(shards) < 2:
             for path in [*(self.out_dir / shard["name"] for shard in shards), self.out_dir / PROGRESS]:
                 path.unlink()
-            raise UserError(f"the source has {sum(shard['tokens'] for shard in shards):,} tokens, which all went into the validation set: "
+            raise UserError(f"the source has {self.tokens():,} tokens, which all went into the validation set: "
                             "give a smaller --val_tokens")
         documents = sum(shard["documents"] for shard in shards)
         write_json(self.out_dir / "meta.json", dict(
             tokenizer=words.name, vocab_size=words.vocab_size, end_of_text=words.end_of_text, characters=words.characters, **self.identity,
             documents=documents, bytes=self.state["bytes"], **counts, shards=shards))
         (self.out_dir / PROGRESS).unlink()
-        total = sum(shard["tokens"] for shard in shards)
+        total, seconds = self.tokens(), time.perf_counter() - self.started
         lines = {"documents": f"{documents:,}", "tokens": f"{total:,}", "tokens a document": f"{total / documents:,.1f}",
                  "bytes a token": f"{self.state['bytes'] / (total - documents):.3f}", "shards": f"{len(shards)} in {self.out_dir}",
-                 "seconds": f"{seconds:.1f}", "tokens a second": f"{tokens / seconds:,.0f}"}
+                 "seconds": f"{seconds:.1f}", "tokens a second": f"{(total - self.before) / seconds:,.0f}"}
         lines |= {f"documents {what}": f"{count:,}" for what, count in counts.items() if count}
         print("\n".join(f"{name:20}{value}" for name, value in lines.items()))
 

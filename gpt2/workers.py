@@ -12,8 +12,8 @@ from gpt2.errors import UserError
 
 
 @contextlib.contextmanager
-def pool(count, initializer, *arguments):
-    """A ProcessPoolExecutor of `count` fresh interpreters, the same on Linux, macOS and Windows; each first calls initializer(*arguments).
+def pool(count, initializer=None, *arguments):
+    """A ProcessPoolExecutor of `count` fresh interpreters, the same on Linux, macOS and Windows; each first calls initializer(*arguments), if any.
 
     Left by an exception, Ctrl-C among them, it kills the workers at once. UserError where one of them was killed.
     """
@@ -34,7 +34,8 @@ def start(initializer, arguments):
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, signal.SIG_IGN)
     threading.Thread(target=exit_with_parent, daemon=True).start()
-    initializer(*arguments)
+    if initializer:
+        initializer(*arguments)
 
 
 def exit_with_parent():

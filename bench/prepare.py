@@ -1,0 +1,111 @@
+"""Speed of prepare_fineweb.py beside the tokenizer alone, and of the loader: python -m bench.prepare --input FILE.parquet ...
+
+On the same text, in turn, --rounds times: tiktoken's encode_ordinary in a plain loop over documents that lie decoded in memory;
+and the whole command, from its start to its last shard, with one worker and with two. Then the loader, on the shards
+it wrote. Medians; memory is the highest resident set of the command's process and of its largest worker.
+"""
+
+import argparse
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from tqdm import tqdm
+
+from gpt2 import tokenizer
+from gpt2.shards import find_shards, read_meta
+
+
+def tokenizer_alone(files):
+    """Tokens a second of tiktoken's own loop."""
+    import pyarrow.parquet
+    import tiktoken
+
+    texts = [text for file in files for text in pyarrow.parquet.read_table(file, columns=["text"]).column(0).to_pylist()]
+    try:
+        encode = tiktoken.get_encoding("gpt2").encode_ordinary
+    except Exception:  # no network: the files of a package
+        encode = tokenizer.packaged_encoding(tiktoken).encode_ordinary
+    encode("the first call builds tables")
+    start = time.perf_counter()
+    count = sum(len(encode(text)) for text in texts)
+    return count / (time.perf_counter() - start)
+
+
+def whole_command(files, workers, out_dir):
+    """(tokens a second, peak of the process and of its largest worker in MB) of prepare_fineweb.py."""
+    shutil.rmtree(out_dir, ignore_errors=True)
+    command = [sys.executable, "prepare_fineweb.py", "--input", *files, "--out_dir", out_dir, "--val_tokens", "1_000_000", "--workers", str(workers)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peaks = {}
+    while process.poll() is None:
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        for pid in (str(process.pid), *children):
+            peaks[pid] = peak_of(pid) or peaks.get(pid, 0)
+        time.sleep(0.2)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"prepare_fineweb.py ended with {process.returncode}")
+    tokens = sum(shard["tokens"] for shard in read_meta(out_dir)["shards"])
+    own = peaks.pop(str(process.pid))
+    return tokens / seconds, own, max(peaks.values())
+
+
+def peak_of(pid):
+    """Highest resident set of a process in MB, or None once it is gone."""
+    try:
+        return next(int(line.split()[1]) / 1000 for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
+def loader(out_dir, block_size, batch_size, batches=2000):
+    """Tokens a second of reading shuffled micro-batches in one process."""
+    import torch
+
+    from gpt2.data import TrainingBatches, Windows
+
+    config = SimpleNamespace(batch_size=batch_size, gradient_accumulation_steps=1, seed=1)
+    windows = Windows(find_shards(out_dir, "train"), block_size, 50257)
+    stream = TrainingBatches(windows, config, SimpleNamespace(rank=0, size=1, device=torch.device("cpu"))).from_step(1)
+    next(stream)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    return batches * batch_size * block_size / (time.perf_counter() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="bench.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="parquet files with a column text")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    results = {"alone": [], 1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        out_dir = f"{folder}/shards"
+        for _ in tqdm(range(args.rounds), unit="round", disable=None):
+            results["alone"].append(tokenizer_alone(args.input))
+            for workers in (1, 2):
+                results[workers].append(whole_command(args.input, workers, out_dir))
+        alone = statistics.median(results["alone"])
+        print(f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {args.rounds} rounds, medians")
+        print(f"tiktoken's encode_ordinary, alone   {alone:12,.0f} tokens/s")
+        rates = {}
+        for workers in (1, 2):
+            rates[workers], own, worker = (statistics.median(column) for column in zip(*results[workers]))
+            print(f"prepare_fineweb.py, {workers} worker{'s' * (workers > 1)}       {' ' * (workers < 2)}{rates[workers]:12,.0f} tokens/s  {rates[workers] / alone:5.2f} of it   "
+                  f"{own:.0f} MB, a worker {worker:.0f} MB")
+        print(f"two workers against one             {rates[2] / rates[1]:12.2f}x")
+        for block_size, batch_size in ((128, 32), (1024, 16)):
+            print(f"loader, {batch_size:2} x {block_size:4}                    {loader(out_dir, block_size, batch_size):12,.0f} tokens/s")
+
+
+if __name__ == "__main__":
+    main()
