@@ -1,6 +1,7 @@
 """Speed of prepare_fineweb.py beside the tokenizer alone, and of the loader: python -m bench.prepare --input FILE.parquet ...
 
-On the same text, in turn, --rounds times: tiktoken's encode_ordinary in a plain loop over documents that lie decoded in memory;
+On the same text (the files, --repeat times over, so that the half second in which interpreters start weighs as little as it
+does in practice), in turn, --rounds times: tiktoken's encode_ordinary in a plain loop over documents that lie decoded in memory;
 and the whole command, from its start to its last shard, with one worker and with two. Then the loader, on the shards
 it wrote. Medians; memory is the highest resident set of the command's process and of its largest worker.
 """
@@ -22,12 +23,20 @@ from gpt2 import tokenizer
 from gpt2.shards import find_shards, read_meta
 
 
-def tokenizer_alone(files):
+def write_repeated(files, times, path):
+    """One parquet file, with row groups of 1,000 documents, that holds the files' texts `times` times."""
+    import pyarrow.parquet
+
+    table = pyarrow.concat_tables([pyarrow.parquet.read_table(file, columns=["text"]) for file in files])
+    pyarrow.parquet.write_table(pyarrow.concat_tables([table] * times), path, row_group_size=1000)
+
+
+def tokenizer_alone(path):
     """Tokens a second of tiktoken's own loop."""
     import pyarrow.parquet
     import tiktoken
 
-    texts = [text for file in files for text in pyarrow.parquet.read_table(file, columns=["text"]).column(0).to_pylist()]
+    texts = pyarrow.parquet.read_table(path, columns=["text"]).column(0).to_pylist()
     try:
         encode = tiktoken.get_encoding("gpt2").encode_ordinary
     except Exception:  # no network: the files of a package
@@ -38,24 +47,30 @@ def tokenizer_alone(files):
     return count / (time.perf_counter() - start)
 
 
-def whole_command(files, workers, out_dir):
+def whole_command(path, workers, out_dir):
     """(tokens a second, peak of the process and of its largest worker in MB) of prepare_fineweb.py."""
     shutil.rmtree(out_dir, ignore_errors=True)
-    command = [sys.executable, "prepare_fineweb.py", "--input", *files, "--out_dir", out_dir, "--val_tokens", "1_000_000", "--workers", str(workers)]
+    command = [sys.executable, "prepare_fineweb.py", "--input", path, "--out_dir", out_dir, "--val_tokens", "1_000_000", "--workers", str(workers)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peaks = {}
     while process.poll() is None:
-        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        for pid in (str(process.pid), *children):
+        for pid in (str(process.pid), *children_of(process.pid)):
             peaks[pid] = peak_of(pid) or peaks.get(pid, 0)
-        time.sleep(0.2)
+        time.sleep(0.1)
     seconds = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"prepare_fineweb.py ended with {process.returncode}")
     tokens = sum(shard["tokens"] for shard in read_meta(out_dir)["shards"])
     own = peaks.pop(str(process.pid))
     return tokens / seconds, own, max(peaks.values())
+
+
+def children_of(pid):
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
 
 
 def peak_of(pid):
@@ -85,15 +100,18 @@ def loader(out_dir, block_size, batch_size, batches=2000):
 def main():
     parser = argparse.ArgumentParser(prog="bench.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="parquet files with a column text")
+    parser.add_argument("--repeat", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     results = {"alone": [], 1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         out_dir = f"{folder}/shards"
+        text = f"{folder}/text.parquet"
+        write_repeated(args.input, args.repeat, text)
         for _ in tqdm(range(args.rounds), unit="round", disable=None):
-            results["alone"].append(tokenizer_alone(args.input))
+            results["alone"].append(tokenizer_alone(text))
             for workers in (1, 2):
-                results[workers].append(whole_command(args.input, workers, out_dir))
+                results[workers].append(whole_command(text, workers, out_dir))
         alone = statistics.median(results["alone"])
         print(f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {args.rounds} rounds, medians")
         print(f"tiktoken's encode_ordinary, alone   {alone:12,.0f} tokens/s")
