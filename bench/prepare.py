@@ -3,7 +3,7 @@
 On the same text (the files, --repeat times over, so that the half second in which interpreters start weighs as little as it
 does in practice), in turn, --rounds times: tiktoken's encode_ordinary in a plain loop over documents that lie decoded in memory;
 and the whole command, from its start to its last shard, with one worker and with two. Then the loader, on the shards
-it wrote. Medians; memory is the highest resident set of the command's process and of its largest worker.
+it wrote. Medians of rates and, round by round, of ratios; memory is the highest resident set of the command's process and of its largest worker.
 """
 
 import argparse
@@ -113,14 +113,14 @@ def main():
             for workers in (1, 2):
                 results[workers].append(whole_command(text, workers, out_dir))
         alone = statistics.median(results["alone"])
+        ratios = {workers: statistics.median(rate / base for (rate, *_), base in zip(results[workers], results["alone"])) for workers in (1, 2)}
         print(f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {args.rounds} rounds, medians")
         print(f"tiktoken's encode_ordinary, alone   {alone:12,.0f} tokens/s")
-        rates = {}
         for workers in (1, 2):
-            rates[workers], own, worker = (statistics.median(column) for column in zip(*results[workers]))
-            print(f"prepare_fineweb.py, {workers} worker{'s' * (workers > 1)}       {' ' * (workers < 2)}{rates[workers]:12,.0f} tokens/s  {rates[workers] / alone:5.2f} of it   "
+            rate, own, worker = (statistics.median(column) for column in zip(*results[workers]))
+            print(f"prepare_fineweb.py, {workers} worker{'s' * (workers > 1)}       {' ' * (workers < 2)}{rate:12,.0f} tokens/s  {ratios[workers]:5.2f} of it   "
                   f"{own:.0f} MB, a worker {worker:.0f} MB")
-        print(f"two workers against one             {rates[2] / rates[1]:12.2f}x")
+        print(f"two workers against one             {statistics.median(two / one for (one, *_), (two, *_) in zip(results[1], results[2])):12.2f}x")
         for block_size, batch_size in ((128, 32), (1024, 16)):
             print(f"loader, {batch_size:2} x {block_size:4}                    {loader(out_dir, block_size, batch_size):12,.0f} tokens/s")
 
