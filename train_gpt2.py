@@ -32,10 +32,10 @@ from pruning.schedule import SCHEDULES
 
 def open_data(config):
     """The config with the data's vocabulary filled in, and the windows of training and validation."""
-    of_data = read_meta(config.data_dir).get("vocab_size", 50257)
+    of_data = read_meta(config.data_dir).get("vocab_size", 0)
     if 0 < config.vocab_size < of_data:
         raise UserError(f"vocab_size={config.vocab_size} is smaller than the {of_data} of the tokenizer of {config.data_dir}; leave it away")
-    config = replace(config, vocab_size=config.vocab_size or of_data)
+    config = replace(config, vocab_size=config.vocab_size or of_data or 50257)
     splits = (find_shards(config.data_dir, split, config.data_format) for split in ("train", "val"))
     return config, *(Windows(shards, config.block_size, config.vocab_size) for shards in splits)
 

@@ -1,0 +1,77 @@
+"""Shards of other projects are read, ours are theirs, and what is no shard is named."""
+
+import pickle
+import struct
+
+import numpy as np
+import pytest
+
+from gpt2.data import Windows
+from gpt2.errors import UserError
+from gpt2.shards import find_shards
+from tests.conftest import refused, run
+
+TOKENS = np.random.default_rng(0).integers(0, 50257, 3000).astype(np.uint16)
+
+
+def write_like_llmc(path, tokens):
+    """As llm.c's data_common.py describes it: 256 little-endian int32 (magic, version, count, zeros), then uint16."""
+    path.write_bytes(struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253) + struct.pack(f"<{len(tokens)}H", *tokens))
+
+
+def read_like_modded_nanogpt(path):
+    """Its loader's checks: magic, version, and as many tokens as the header says, which fill the file."""
+    with open(path, "rb") as file:
+        header = struct.unpack("<256i", file.read(1024))
+        assert header[0] == 20240520 and header[1] == 1
+        data = file.read()
+    assert len(data) == 2 * header[2]
+    return np.frombuffer(data, "<u2")
+
+
+@pytest.mark.parametrize("name", ["edu_fineweb_train_000001.bin", "fineweb_train_000001.bin", "tiny_shakespeare_train.bin"])
+def test_shards_of_llmc_and_modded_nanogpt_are_read(name, tmp_path):
+    write_like_llmc(tmp_path / name, TOKENS)
+    inputs, targets = Windows(find_shards(tmp_path, "train"), 100, 50257)[[0, 7]]
+    assert inputs[1].tolist() == TOKENS[700:800].tolist() and targets[1].tolist() == TOKENS[701:801].tolist()
+
+
+def test_our_shards_are_read_by_theirs(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be, " * 50)
+    run("prepare_fineweb.py", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 11)
+    tokens = np.concatenate([read_like_modded_nanogpt(path) for path in sorted((tmp_path / "out").glob("*.bin"), key=lambda path: path.name[-10:])])
+    assert tokens[0] == 256 and bytes(tokens[1:].astype(np.uint8)).decode() == "to be or not to be, " * 50
+
+
+def test_files_without_a_header_are_read_when_asked_for(tmp_path):
+    (tmp_path / "train.bin").write_bytes(TOKENS.tobytes())
+    inputs, _ = Windows(find_shards(tmp_path, "train", "raw"), 100, 50257)[[0]]
+    assert inputs[0].tolist() == TOKENS[:100].tolist()
+    with pytest.raises(UserError, match="train.bin: not a token shard.*--data_format=raw"):
+        find_shards(tmp_path, "train")
+    (tmp_path / "train.bin").write_bytes(TOKENS.tobytes()[:-1])
+    with pytest.raises(UserError, match="train.bin: 5999 bytes, expected two a token"):
+        find_shards(tmp_path, "train", "raw")
+    write_like_llmc(tmp_path / "train.bin", TOKENS)
+    with pytest.raises(UserError, match="train.bin: has the header of a shard"):
+        find_shards(tmp_path, "train", "raw")
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_nanogpts_data_trains_and_its_pickle_is_left_alone(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.bin").write_bytes((TOKENS % 65).tobytes())
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    arguments = (f"--data_dir={tmp_path}", f"--out_dir={tmp_path}/run", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--batch_size=2",
+                 "--gradient_accumulation_steps=1", "--max_iters=2", "--device=cpu", "--compile=False", "--vocab_size=65")
+    run("train_gpt2.py", *arguments, "--data_format=raw")
+    assert not (tmp_path / "exploded").exists()
+    lines = refused(run("train_gpt2.py", *arguments, f"--out_dir={tmp_path}/other", check=False))
+    assert len(lines) == 1 and "--data_format=raw" in lines[0]
