@@ -28,7 +28,7 @@ from tqdm import tqdm
 from gpt2 import tokenizer
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import sync, write_json
-from gpt2.shards import HEADER_BYTES, PROGRESS, header, read_meta
+from gpt2.shards import HEADER_BYTES, PROGRESS, check_header, header, read_meta
 from gpt2.sources import Files, Hub, pieces
 from gpt2.verify import verify
 from gpt2.workers import pool
@@ -167,7 +167,7 @@ class Preparation:
 
     def run(self):
         with pool(self.args.workers) as workers:
-            for _ in range(self.args.workers if self.args.tokenizer == "gpt2" else 1):
+            for _ in range(self.args.workers):
                 workers.submit(encode, self.args.tokenizer, "", [(b"", False)])  # they start while the source is opened
             self.text_bytes = self.source.text_bytes()
             if self.args.tokenizer == "char" and not self.state["characters"]:
@@ -248,6 +248,8 @@ def prepare(args):
     identity = {"source": source.identity, "arguments": {name: getattr(args, name) for name in names}}
     if found:
         require_same(found["source"] | found["arguments"], identity["source"] | identity["arguments"], out_dir)
+        for shard in found["shards"]:
+            check_header(out_dir / shard["name"])
     if meta:
         return print(f"{out_dir} is finished: {len(meta['shards'])} shards, {sum(shard['tokens'] for shard in meta['shards']):,} tokens; "
                      f"to check them: prepare_fineweb.py --verify {out_dir}")
@@ -256,7 +258,13 @@ def prepare(args):
         remove_unfinished(out_dir)
         if state:
             print(f"continuing {out_dir} after {len(state['shards'])} whole shards")
-        Preparation(args, source, identity, state).run()
+        preparation = Preparation(args, source, identity, state)
+        try:
+            preparation.run()
+        except UserError:
+            if not preparation.state["shards"]:
+                (out_dir / PROGRESS).unlink(missing_ok=True)  # nothing to continue: other arguments are as good
+            raise
     except OSError as error:
         remove_unfinished(out_dir)  # it takes room
         raise UserError(f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: the same command continues") from None

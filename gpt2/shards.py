@@ -71,8 +71,11 @@ def find_shards(data_dir, split, data_format="shards"):
 
 def check_header(path):
     """The Shard at `path`. UserError where the header is not a shard's or the size not what the header says."""
-    with open(path, "rb") as file:
-        header = np.frombuffer(file.read(12), dtype="<i4")
+    try:
+        with open(path, "rb") as file:
+            header = np.frombuffer(file.read(12), dtype="<i4")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(header) < 3 or header[0] != MAGIC:
         raise UserError(f"{path}: not a token shard: it does not start with {MAGIC} (prepare_fineweb.py writes shards; "
                         "files without a header, as nanoGPT's, are read with --data_format=raw)")

@@ -166,6 +166,25 @@ def test_sigterm_ends_it_soon_and_says_how_to_go_on(novels, tmp_path):
     assert files_in(tmp_path) == whole
 
 
+def test_a_damaged_shard_is_not_continued(novels, tmp_path):
+    _, arguments, _ = novels
+    process = start(arguments, tmp_path)
+    wait_for_shards(process, tmp_path, 5)
+    process.kill()
+    process.communicate()
+    os.truncate(tmp_path / "tokens_train_000001.bin", 5000)
+    lines = refused(prepare(*arguments, "--out_dir", tmp_path, check=False))
+    assert len(lines) == 1 and "tokens_train_000001.bin: 5000 bytes, expected" in lines[0]
+
+
+def test_what_failed_before_its_first_shard_leaves_nothing_that_is_in_the_way(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", ["", "text"])
+    refused(prepare("--input", tmp_path / "a.jsonl", "--out_dir", tmp_path / "out", "--tokenizer", "byte", check=False))
+    write_jsonl(tmp_path / "b.jsonl", TEXTS)
+    prepare("--input", tmp_path / "b.jsonl", "--out_dir", tmp_path / "out", "--tokenizer", "char", "--val_tokens", 50)
+    assert texts_in(tmp_path / "out") == TEXTS
+
+
 def test_a_full_disk_loses_no_whole_shard(novels, tmp_path):
     _, arguments, whole = novels
 
