@@ -12,9 +12,11 @@ import multiprocessing
 import platform
 import resource
 import statistics
+import tempfile
 import time
 
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 from torch.nn.utils import prune
 from tqdm import tqdm
@@ -96,6 +98,32 @@ def measured(way, layers, width, device):
         return pool.apply(measure, (way, layers, width, device))
 
 
+def on_rank(rank, ranks, store, layers, width, results):
+    """Put into `results` the seconds that an update takes on `ranks` processes of one thread each, every one of them with all weights."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
+    model, optimizer = synthetic(layers, width, "cpu")
+    pruner = Pruner(model, optimizer, "bitter7")
+    dist.barrier()
+    begin = time.perf_counter()
+    pruner.prune_to(0.5)
+    dist.barrier()
+    if rank == 0:
+        results.put(time.perf_counter() - begin)
+
+
+def over_ranks(layers, width, rounds):
+    """Print what an update takes where 1 or 2 ranks share the counting, as under DDP."""
+    results, seconds = torch.multiprocessing.get_context("spawn").SimpleQueue(), {1: [], 2: []}
+    for _ in range(rounds):
+        for ranks, measured in seconds.items():
+            with tempfile.TemporaryDirectory() as folder:
+                torch.multiprocessing.spawn(on_rank, (ranks, f"{folder}/store", layers, width, results), ranks)
+            measured.append(results.get())
+    medians = {ranks: statistics.median(measured) for ranks, measured in seconds.items()}
+    print(f"\n{12 * layers * width**2:,} weights, ranks of one thread\n1 rank {medians[1]:.3f} s, 2 ranks {medians[2]:.3f} s, ratio {medians[1] / medians[2]:.2f}")
+
+
 def compare(layers, width, device, rounds, ways):
     results = {way: [] for way in ways}
     with tqdm(total=rounds * len(ways), leave=False) as bar:
@@ -127,6 +155,8 @@ def main():
     compare(args.layers, args.width, args.device, args.rounds, list(WAYS))
     for factor in (2, 4):
         compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
+    if args.device == "cpu":
+        over_ranks(args.layers, args.width, args.rounds)
 
 
 if __name__ == "__main__":

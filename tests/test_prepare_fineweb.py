@@ -240,6 +240,12 @@ def test_a_dataset_streamed_by_the_library_datasets_gives_the_same_tokens(novels
     assert meta["source"]["dataset"] == str(tmp_path / "dataset") and meta["documents"] == json.loads(whole["meta.json"])["documents"]
 
 
+def test_without_a_network_one_line_says_what_to_do(tmp_path):
+    lines = refused(prepare("--out_dir", tmp_path / "out", env={"HF_HUB_OFFLINE": "1"}, check=False))
+    assert len(lines) == 1 and "HuggingFaceFW/fineweb-edu: the Hugging Face hub cannot be reached" in lines[0] and "--input" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
 def bad_input(kind, folder):
     """Arguments that are wrong in the way `kind`, and what the one line must say."""
     path = folder / "a.jsonl"
