@@ -343,12 +343,12 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
-def main(arguments):
+def main(arguments=None):
     signal.signal(signal.SIGTERM, interrupt)
     with one_line_errors("prepare_fineweb.py", interrupted="interrupted; whole shards are kept: the same command continues", leave=sys.exit):
-        args = parse(arguments)
+        args = parse(sys.argv[1:] if arguments is None else arguments)
         verify(args.verify) if args.verify else prepare(args)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

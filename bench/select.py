@@ -18,6 +18,8 @@ import time
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 from tqdm import tqdm
 
@@ -25,11 +27,13 @@ from pruning import Pruner
 from pruning.criteria import bitter7
 
 
-def synthetic(layers, width, device):
-    """(model, optimizer) with the matrices of `layers` GPT-2 blocks and random states."""
+def synthetic(layers, width, device, shard=False):
+    """(model, optimizer) with the matrices of `layers` GPT-2 blocks and random states; shard: over all ranks."""
     torch.manual_seed(0)
     shapes = [(3 * width, width), (width, width), (4 * width, width), (width, 4 * width)] * layers
-    model = nn.ModuleList(nn.Linear(columns, rows, bias=False, device=device) for rows, columns in shapes)
+    model = nn.Sequential(*(nn.Linear(columns, rows, bias=False, device=device) for rows, columns in shapes))
+    if shard:
+        fully_shard(model, mesh=init_device_mesh(device, (dist.get_world_size(),)))
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         states = dict(exp_avg=torch.randn_like(parameter), exp_avg_sq=torch.rand_like(parameter) * 1e-8)
@@ -98,11 +102,12 @@ def measured(way, layers, width, device):
         return pool.apply(measure, (way, layers, width, device))
 
 
-def on_rank(rank, ranks, store, layers, width, results):
-    """Put into `results` the seconds that an update takes on `ranks` processes of one thread each, every one of them with all weights."""
+def on_rank(rank, ranks, store, kind, layers, width, results):
+    """Put into `results` the seconds that an update takes on `ranks` processes of one thread each, with all weights on each
+    (kind "DDP") or shared out ("FSDP2")."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
-    model, optimizer = synthetic(layers, width, "cpu")
+    model, optimizer = synthetic(layers, width, "cpu", shard=kind == "FSDP2")
     pruner = Pruner(model, optimizer, "bitter7")
     dist.barrier()
     begin = time.perf_counter()
@@ -112,16 +117,16 @@ def on_rank(rank, ranks, store, layers, width, results):
         results.put(time.perf_counter() - begin)
 
 
-def over_ranks(layers, width, rounds):
-    """Print what an update takes where 1 or 2 ranks share the counting, as under DDP."""
+def over_ranks(kind, layers, width, rounds):
+    """Print what an update takes on 1 and on 2 ranks, in turn."""
     results, seconds = torch.multiprocessing.get_context("spawn").SimpleQueue(), {1: [], 2: []}
     for _ in range(rounds):
         for ranks, measured in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
-                torch.multiprocessing.spawn(on_rank, (ranks, f"{folder}/store", layers, width, results), ranks)
+                torch.multiprocessing.spawn(on_rank, (ranks, f"{folder}/store", kind, layers, width, results), ranks)
             measured.append(results.get())
     medians = {ranks: statistics.median(measured) for ranks, measured in seconds.items()}
-    print(f"\n{12 * layers * width**2:,} weights, ranks of one thread\n1 rank {medians[1]:.3f} s, 2 ranks {medians[2]:.3f} s, ratio {medians[1] / medians[2]:.2f}")
+    print(f"{kind:6} 1 rank {medians[1]:.3f} s, 2 ranks {medians[2]:.3f} s, ratio {medians[1] / medians[2]:.2f}", flush=True)
 
 
 def compare(layers, width, device, rounds, ways):
@@ -156,7 +161,9 @@ def main():
     for factor in (2, 4):
         compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
     if args.device == "cpu":
-        over_ranks(args.layers, args.width, args.rounds)
+        print("\nThe first of these, on ranks of one thread")
+        for kind in ("DDP", "FSDP2"):
+            over_ranks(kind, args.layers, args.width, args.rounds)
 
 
 if __name__ == "__main__":

@@ -295,6 +295,16 @@ def is_utf8(text, columns, place):
         columns.bad(f"{place} is not UTF-8 text: {error.reason}")
 
 
+def newest_revision(dataset):
+    """The commit that the hub would serve now, so that a continued preparation reads the same; None where it cannot be asked, as for a folder."""
+    import huggingface_hub
+
+    try:
+        return None if os.path.isdir(dataset) else huggingface_hub.HfApi().dataset_info(dataset).sha
+    except Exception:  # its kinds change with its HTTP library; loading says what is wrong
+        return None
+
+
 class Hub:
     """Documents of a dataset, streamed with the library `datasets`: one of the Hugging Face hub's, or a folder on this machine.
 
@@ -303,19 +313,14 @@ class Hub:
 
     def __init__(self, args, revision):
         self.args, self.columns, self.name = args, Columns(args), Path(args.dataset).name
-        self.revision = args.revision or revision  # that of a preparation to be continued
         datasets = import_datasets()
+        self.revision = args.revision or revision or newest_revision(args.dataset)
+        self.load = lambda: datasets.load_dataset(args.dataset, args.name, split=args.split, streaming=True, revision=self.revision)
         try:
-            if not os.path.isdir(args.dataset):
-                if "HF_HUB_OFFLINE" in os.environ:
-                    raise ConnectionError
-                import huggingface_hub
-
-                self.revision = huggingface_hub.HfApi().dataset_info(args.dataset, revision=self.revision).sha
-            self.load = lambda: datasets.load_dataset(args.dataset, args.name, split=args.split, streaming=True, revision=self.revision)
             splits = self.load().info.splits or {}
         except (ConnectionError, datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            what = "the Hugging Face hub cannot be reached" if isinstance(error, ConnectionError) else str(error).splitlines()[0]
+            offline = not os.path.isdir(args.dataset) and (isinstance(error, ConnectionError) or "HF_HUB_OFFLINE" in os.environ)
+            what = "the Hugging Face hub cannot be reached" if offline else str(error).splitlines()[0]
             raise UserError(f"{args.dataset}: {what}; text of your own is prepared with --input FILE_OR_GLOB ...") from None
         self.rows, self.bytes = (getattr(splits.get(args.split), what, None) for what in ("num_examples", "num_bytes"))
         self.identity = {"dataset": args.dataset, "name": args.name, "split": args.split, "revision": self.revision}

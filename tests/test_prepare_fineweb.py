@@ -244,6 +244,25 @@ def test_a_dataset_streamed_by_the_library_datasets_gives_the_same_tokens(novels
     assert meta["source"]["dataset"] == str(tmp_path / "dataset") and meta["documents"] == json.loads(whole["meta.json"])["documents"]
 
 
+def test_the_default_dataset_is_asked_for_by_its_names(tmp_path, monkeypatch):
+    import datasets
+
+    import prepare_fineweb
+
+    write_parquet(tmp_path / "a.parquet", TEXTS)
+    asked, load = [], datasets.load_dataset
+
+    def served(*names, revision, **options):
+        asked.append((names, options))
+        return load("parquet", data_files=str(tmp_path / "a.parquet"), **options)
+
+    monkeypatch.setattr("datasets.load_dataset", served)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    prepare_fineweb.main(["--out_dir", str(tmp_path / "out"), "--tokenizer", "byte", "--val_tokens", "9", "--workers", "1"])
+    assert texts_in(tmp_path / "out") == TEXTS and (tmp_path / "out" / "fineweb-edu_train_000001.bin").exists()
+    assert set(map(str, asked)) == {str((("HuggingFaceFW/fineweb-edu", "sample-10BT"), {"split": "train", "streaming": True}))}
+
+
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     lines = refused(prepare("--out_dir", tmp_path / "out", env={"HF_HUB_OFFLINE": "1"}, check=False))
     assert len(lines) == 1 and "HuggingFaceFW/fineweb-edu: the Hugging Face hub cannot be reached" in lines[0] and "--input" in lines[0]
