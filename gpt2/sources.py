@@ -295,26 +295,27 @@ def is_utf8(text, columns, place):
         columns.bad(f"{place} is not UTF-8 text: {error.reason}")
 
 
-def newest_revision(dataset):
-    """The commit that the hub would serve now, so that a continued preparation reads the same; None where it cannot be asked, as for a folder."""
+def commit(dataset, revision):
+    """The commit for which `revision` (None: the newest) stands now, so that a continued preparation reads the same data; as given where the
+    hub cannot be asked, and for a folder."""
     import huggingface_hub
 
     try:
-        return None if os.path.isdir(dataset) else huggingface_hub.HfApi().dataset_info(dataset).sha
+        return revision if os.path.isdir(dataset) else huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
     except Exception:  # its kinds change with its HTTP library; loading says what is wrong
-        return None
+        return revision
 
 
 class Hub:
     """Documents of a dataset, streamed with the library `datasets`: one of the Hugging Face hub's, or a folder on this machine.
 
-    UserError where it cannot be had. A row that cannot be fetched is tried again, with growing pauses, from where the reader stood.
+    revision: the commit of a preparation that is continued, or None. UserError where it cannot be had. A row that cannot be fetched is tried again, with growing pauses, from where the reader stood.
     """
 
     def __init__(self, args, revision):
         self.args, self.columns, self.name = args, Columns(args), Path(args.dataset).name
         datasets = import_datasets()
-        self.revision = args.revision or revision or newest_revision(args.dataset)
+        self.revision = revision if revision and not args.revision else commit(args.dataset, args.revision)
         self.load = lambda: datasets.load_dataset(args.dataset, args.name, split=args.split, streaming=True, revision=self.revision)
         try:
             splits = self.load().info.splits or {}
