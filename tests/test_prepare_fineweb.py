@@ -130,6 +130,16 @@ def wait_for_shards(process, folder, count):
         time.sleep(0.005)
 
 
+def stopped_after(count, arguments, out_dir, how=signal.SIGKILL):
+    """(exit code, stderr, seconds it took to end) of a preparation that got the signal `how` when `count` shards were there."""
+    process = start(arguments, out_dir)
+    wait_for_shards(process, out_dir, count)
+    sent = time.monotonic()
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=20)
+    return process.returncode, errors, time.monotonic() - sent
+
+
 def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(novels, tmp_path):
     _, arguments, whole = novels
     out, draw, kills = tmp_path / "out", random.Random(0), 0
@@ -155,12 +165,8 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(novels, tmp_path):
 
 def test_sigterm_ends_it_soon_and_says_how_to_go_on(novels, tmp_path):
     _, arguments, whole = novels
-    process = start(arguments, tmp_path)
-    wait_for_shards(process, tmp_path, 5)
-    sent = time.monotonic()
-    process.terminate()
-    _, errors = process.communicate(timeout=20)
-    assert time.monotonic() - sent < 5 and process.returncode == 130
+    code, errors, seconds = stopped_after(5, arguments, tmp_path, signal.SIGTERM)
+    assert seconds < 5 and code == 130
     assert "the same command continues" in errors.splitlines()[-1] and "Traceback" not in errors
     lines = refused(prepare(*arguments, "--out_dir", tmp_path, "--shard_size", 7, check=False))
     assert len(lines) == 1 and "--shard_size 20003, not 7" in lines[0]
@@ -172,10 +178,7 @@ def test_sigterm_ends_it_soon_and_says_how_to_go_on(novels, tmp_path):
 
 def test_a_damaged_shard_is_not_continued(novels, tmp_path):
     _, arguments, _ = novels
-    process = start(arguments, tmp_path)
-    wait_for_shards(process, tmp_path, 5)
-    process.kill()
-    process.communicate()
+    stopped_after(5, arguments, tmp_path)
     os.truncate(tmp_path / "tokens_train_000001.bin", 5000)
     lines = refused(prepare(*arguments, "--out_dir", tmp_path, check=False))
     assert len(lines) == 1 and "tokens_train_000001.bin: 5000 bytes, expected" in lines[0]
@@ -232,10 +235,7 @@ def test_a_dataset_streamed_by_the_library_datasets_gives_the_same_tokens(novels
     (tmp_path / "dataset").mkdir()
     os.link(folder / "novels.parquet", tmp_path / "dataset" / "train.parquet")
     command = ["--dataset", tmp_path / "dataset", *arguments[2:]]
-    process = start(command, tmp_path / "out")
-    wait_for_shards(process, tmp_path / "out", 100)
-    process.kill()
-    process.communicate()
+    stopped_after(100, command, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "progress.json").read_text())["position"]["number"] > 500
     prepare(*command, "--out_dir", tmp_path / "out")
     result = files_in(tmp_path / "out")
