@@ -70,8 +70,9 @@ class Columns:
 
     def check(self, place, there):
         """UserError where a column is not among those that are `there`."""
-        for name, option in zip(self.names, ["--text_column", *(f"--min_{n}" if n == "score" else "--max_tokens" for n in self.names[1:])]):
+        for name in self.names:
             if name not in there:
+                option = {"score": "--min_score", "token_count": "--max_tokens"}.get(name, "--text_column")
                 raise UserError(f"{place}: no column {name!r}, which {option} needs; there are {', '.join(there)}")
 
     def document(self, text, row, place):
@@ -81,7 +82,7 @@ class Columns:
         elif self.max_tokens is not None and not (row.get("token_count") or 0) <= self.max_tokens:
             self.counts["filtered"] += 1
         elif isinstance(text, str | bytes | memoryview) and len(text):
-            return clean(text).encode() if isinstance(text, str) else text
+            return utf8(text) if isinstance(text, str) else text
         else:
             self.bad(f"{place}: {self.text!r} is {'null' if text is None else 'no text' if isinstance(text, int | float | list | dict) else 'empty'}")
 
@@ -89,6 +90,13 @@ class Columns:
         if not self.skip_bad:
             raise UserError(f"{problem}; --skip_bad leaves such documents out, and counts them")
         self.counts["skipped"] += 1
+
+
+def utf8(text):
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return clean(text).encode()
 
 
 class Files:

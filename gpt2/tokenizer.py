@@ -98,11 +98,7 @@ def code_points(text):
 
 def clean(text):
     """The text with U+FFFD for each lone surrogate."""
-    try:
-        text.encode()
-        return text
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def forgiving(encode):

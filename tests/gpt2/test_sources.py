@@ -74,6 +74,11 @@ def test_what_was_left_out_is_counted_once_however_often_reading_goes_on(tmp_pat
         assert list(again.records(record.position))[0] == record and again.columns.counts == expected
 
 
+def test_a_lone_surrogate_in_json_becomes_the_replacement_character(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n')
+    assert [record.text for record in Files(arguments(tmp_path / "a.jsonl")).records()] == ["a\ufffdb".encode()]
+
+
 class FlakyDataset:
     """A streamed dataset of `rows` whose network fails, `failures` times, at some of them."""
 
