@@ -12,6 +12,7 @@ after the last whole shard. The shards do not depend on the number of workers or
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -253,21 +254,46 @@ def prepare(args):
     if meta:
         return print(f"{out_dir} is finished: {len(meta['shards'])} shards, {sum(shard['tokens'] for shard in meta['shards']):,} tokens; "
                      f"to check them: prepare_fineweb.py --verify {out_dir}")
+    preparation = Preparation(args, source, identity, state)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(out_dir)
-        if state:
-            print(f"continuing {out_dir} after {len(state['shards'])} whole shards")
-        preparation = Preparation(args, source, identity, state)
-        try:
-            preparation.run()
-        except UserError:
-            if not preparation.state["shards"]:
-                (out_dir / PROGRESS).unlink(missing_ok=True)  # nothing to continue: other arguments are as good
-            raise
+        with alone_in(out_dir):
+            remove_unfinished(out_dir)
+            if state:
+                print(f"continuing {out_dir} after {len(state['shards'])} whole shards")
+            try:
+                preparation.run()
+            except OSError:
+                remove_unfinished(out_dir)  # it takes room
+                raise
+            except UserError:
+                if not preparation.state["shards"]:
+                    (out_dir / PROGRESS).unlink(missing_ok=True)  # nothing to continue: other arguments are as good
+                raise
     except OSError as error:
-        remove_unfinished(out_dir)  # it takes room
         raise UserError(f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: the same command continues") from None
+
+
+@contextlib.contextmanager
+def alone_in(out_dir):
+    """Hold the folder for this process, however it ends. UserError where another holds it; where the system has no such locks, all may."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder = os.open(out_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise UserError(f"--out_dir {out_dir}: another preparation is writing there") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def remove_unfinished(out_dir):

@@ -176,6 +176,17 @@ def test_sigterm_ends_it_soon_and_says_how_to_go_on(novels, tmp_path):
     assert files_in(tmp_path) == whole
 
 
+def test_two_at_once_do_not_write_the_same_folder(novels, tmp_path):
+    _, arguments, whole = novels
+    first = start(arguments, tmp_path)
+    wait_for_shards(first, tmp_path, 2)
+    first.send_signal(signal.SIGSTOP)
+    lines = refused(prepare(*arguments, "--out_dir", tmp_path, check=False))
+    first.send_signal(signal.SIGCONT)
+    assert first.communicate(timeout=60) and first.returncode == 0
+    assert len(lines) == 1 and "another preparation is writing there" in lines[0] and files_in(tmp_path) == whole
+
+
 def test_a_damaged_shard_is_not_continued(novels, tmp_path):
     _, arguments, _ = novels
     stopped_after(5, arguments, tmp_path)
