@@ -34,13 +34,9 @@ def write_repeated(files, times, path):
 def tokenizer_alone(path):
     """Tokens a second of tiktoken's own loop."""
     import pyarrow.parquet
-    import tiktoken
 
     texts = pyarrow.parquet.read_table(path, columns=["text"]).column(0).to_pylist()
-    try:
-        encode = tiktoken.get_encoding("gpt2").encode_ordinary
-    except Exception:  # no network: the files of a package
-        encode = tokenizer.packaged_encoding(tiktoken).encode_ordinary
+    encode = tokenizer.gpt2_encoding().encode_ordinary
     encode("the first call builds tables")
     start = time.perf_counter()
     count = sum(len(encode(text)) for text in texts)

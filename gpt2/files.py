@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside, flushed to the disk, renamed."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -23,6 +24,16 @@ def write_atomically(path, data):
 
 def write_json(path, value):
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_figure(path, figure, **options):
+    """Write a matplotlib figure as PNG and close it; options: those of its savefig."""
+    import matplotlib.pyplot as plt
+
+    image = io.BytesIO()
+    figure.savefig(image, format="png", **options)
+    plt.close(figure)
+    write_atomically(path, image.getvalue())
 
 
 def sync(path):

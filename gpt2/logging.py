@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from gpt2.errors import UserError
-from gpt2.files import write_atomically, write_json
+from gpt2.files import write_atomically, write_figure, write_json
 
 
 class Log:
@@ -128,8 +128,6 @@ class Stopwatch:
 
 def draw(out_dir):
     """OUT_DIR/training.png: loss and sparsity over steps, from metrics.jsonl. Returns its path."""
-    import io
-
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,9 +149,6 @@ def draw(out_dir):
         right.set(ylabel="prunable weights that are zero (%)", ylim=(0, 100))
     axis.legend(handles=handles, loc="upper right")
     axis.grid(alpha=0.3)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    plt.close(figure)
     path = out_dir / "training.png"
-    write_atomically(path, image.getvalue())
+    write_figure(path, figure, dpi=120)
     return path

@@ -4,7 +4,6 @@ One style for all: a colour is a method, a line's dashes and a marker are a spar
 deviation over seeds. The colours are Okabe and Ito's, which people with any colour vision can tell apart.
 """
 
-import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ import matplotlib
 import numpy as np
 
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import write_atomically
+from gpt2.files import write_atomically, write_figure
 from lenet.compare import SPARSITIES, read_run
 from lenet.train import OPTIMIZERS
 
@@ -96,13 +95,6 @@ def title(text, groups):
     return ", ".join([text, count, *data])
 
 
-def save(figure, path):
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    plt.close(figure)
-    write_atomically(path, image.getvalue())
-
-
 def curves(axis, groups, key, style_of, scale=1.0):
     """A line for each group's mean over seeds, in a band of one standard deviation."""
     for group, style in zip(groups, style_of):
@@ -162,7 +154,7 @@ def compare_models(groups, name, path):
     axes[1, 2].set(title="accuracy against compression", xlabel="parameters / those not zero", ylabel="test accuracy, %")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(groups), 120 // (8 + max(map(len, names)))))
     figure.suptitle(title(f"{name}: LeNet-5 on MNIST", groups))
-    save(figure, path)
+    write_figure(path, figure)
 
 
 def accuracy_evolution(groups, name, path):
@@ -171,7 +163,7 @@ def accuracy_evolution(groups, name, path):
     accuracy_axis(axis, groups)
     figure.legend(loc="outside right center")
     axis.set_title(title(f"{name}: accuracy over epochs", groups))
-    save(figure, path)
+    write_figure(path, figure)
 
 
 def compare_optimizers(groups, name, path):
@@ -191,7 +183,7 @@ def compare_optimizers(groups, name, path):
     accuracy_bars(axes[-1], groups, [NAMES[g.optimizer] + (f" {g.method}" if g.method != "dense" else "") for g in groups], [COLOURS[METHODS.index(g.method)] for g in groups])
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     figure.suptitle(title(f"Optimizers, {name}: LeNet-5 on MNIST", groups))
-    save(figure, path)
+    write_figure(path, figure)
 
 
 def memory_rows(groups):
@@ -229,7 +221,7 @@ def memory_efficiency(groups, path):
     axes[1].set(title="saved against SGD + movement", xlabel="%, more is better")
     axes[1].legend(loc="lower left")
     figure.suptitle("Memory of weights, optimizer and pruning")
-    save(figure, path)
+    write_figure(path, figure)
 
 
 def training_plot(group, path):
@@ -245,7 +237,7 @@ def training_plot(group, path):
     curves(axes[2], [group], "sparsity", styles([group]), 100)
     axes[2].set(title="sparsity", ylabel="weights that are zero, %", ylim=(-2, 102))
     figure.suptitle(title(f"{group.label()}: {group.final('final_accuracy')[0]:.2f} %", [group]))
-    save(figure, path)
+    write_figure(path, figure)
 
 
 def table(groups):
