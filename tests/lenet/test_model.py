@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt2.parallel import has_compiler
 from lenet.model import LeNet5
 from tests.lenet.plain import Plain
 
@@ -45,6 +46,18 @@ def test_training_takes_the_same_steps_as_the_plain_network():
     fast.eval(), plain.eval()
     images = torch.randn(9, 1, 32, 32, dtype=torch.float64)
     assert torch.allclose(fast(images), plain(images), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="needs a C++ compiler and Python's headers")
+def test_compiled_it_takes_the_same_steps():
+    fast, plain = pair()
+    fast.conv1.weight.data[4] = 0  # all phases tie: the first takes the gradient
+    plain.load_state_dict(fast.state_dict())
+    images, labels = torch.randn(32, 1, 32, 32, dtype=torch.float64), torch.randint(10, (32,))
+    for forward in (torch.compile(fast, dynamic=False), plain):
+        F.cross_entropy(forward(images), labels).backward()
+    for (name, a), b in zip(fast.named_parameters(), plain.parameters()):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-12), name
 
 
 @pytest.mark.parametrize("training", [True, False])

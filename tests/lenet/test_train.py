@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor
 
+from gpt2.parallel import has_compiler
 from lenet.data import load_digits
 from lenet.model import LeNet5
-from lenet.train import OPTIMIZERS, make_training, parse, train
+from lenet.train import OPTIMIZERS, is_compiled, make_training, parse, train
 from tests.conftest import refused, run
 from tests.lenet.helpers import NAMES, write_mnist
 
@@ -65,7 +67,7 @@ def test_with_adamwprune_movement_means_state(digits):
 def live_bytes():
     """Bytes of every tensor that is alive, by storage."""
     gc.collect()
-    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not isinstance(o, FakeTensor)]  # those hold nothing
     tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
@@ -99,6 +101,12 @@ def test_the_command_writes_its_metrics(tmp_path):
     assert without_times(json.loads((tmp_path / "deep" / "m.json").read_text())) == without_times(metrics)
 
 
+def test_long_runs_compile_by_themselves():
+    assert [is_compiled(parse(["--epochs", epochs, *flag]), 60_000) for epochs, flag in (("10", []), ("1", []), ("10", ["--no-compile"]), ("1", ["--compile"]))] \
+        == [has_compiler(torch.device("cpu")), False, False, True]
+
+
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="needs a C++ compiler and Python's headers")
 def test_compile_computes_the_same(digits):
     plain, compiled = (train(options("--optimizer", "adamw", "--epochs", "1", *flag), digits)[1]["epochs"][0] for flag in ([], ["--compile"]))
     assert plain["train_loss"] == pytest.approx(compiled["train_loss"], rel=1e-3)
