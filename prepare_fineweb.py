@@ -35,7 +35,7 @@ from gpt2.verify import verify
 from gpt2.workers import pool
 
 FINEWEB = "HuggingFaceFW/fineweb-edu"
-BATCH = 2**18  # bytes of text that a worker gets at a time, or a little more
+BATCH = 2**20  # bytes of text that a worker gets at a time, or a little more
 BYTES_PER_TOKEN = {"gpt2": 5, "char": 4, "byte": 1}  # at most, in a text of some length: for guessing how much room shards need
 
 

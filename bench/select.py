@@ -103,30 +103,37 @@ def measured(way, layers, width, device):
 
 
 def on_rank(rank, ranks, store, kind, layers, width, results):
-    """Put into `results` the seconds that an update takes on `ranks` processes of one thread each, with all weights on each
-    (kind "DDP") or shared out ("FSDP2")."""
+    """Put into `results` the seconds that finding the threshold, and then a whole update, take on `ranks` processes of one thread
+    each, with all weights on each (kind "DDP") or shared out ("FSDP2")."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     model, optimizer = synthetic(layers, width, "cpu", shard=kind == "FSDP2")
     pruner = Pruner(model, optimizer, "bitter7")
+    threshold = timed(torch.no_grad()(lambda: pruner.select(range(len(pruner.layers)), pruner.prunable // 2)))
+    update = timed(lambda: pruner.prune_to(0.5))
+    if rank == 0:
+        results.put((threshold, update))
+
+
+def timed(work):
+    """Seconds from the moment all ranks begin `work` until all have done it."""
     dist.barrier()
     begin = time.perf_counter()
-    pruner.prune_to(0.5)
+    work()
     dist.barrier()
-    if rank == 0:
-        results.put(time.perf_counter() - begin)
+    return time.perf_counter() - begin
 
 
 def over_ranks(kind, layers, width, rounds):
-    """Print what an update takes on 1 and on 2 ranks, in turn."""
+    """Print what the threshold and an update take on 1 and on 2 ranks, in turn."""
     results, seconds = torch.multiprocessing.get_context("spawn").SimpleQueue(), {1: [], 2: []}
     for _ in range(rounds):
         for ranks, measured in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
                 torch.multiprocessing.spawn(on_rank, (ranks, f"{folder}/store", kind, layers, width, results), ranks)
             measured.append(results.get())
-    medians = {ranks: statistics.median(measured) for ranks, measured in seconds.items()}
-    print(f"{kind:6} 1 rank {medians[1]:.3f} s, 2 ranks {medians[2]:.3f} s, ratio {medians[1] / medians[2]:.2f}", flush=True)
+    for what, one, two in zip(("threshold", "whole update"), *(map(statistics.median, zip(*measured)) for measured in seconds.values())):
+        print(f"{kind:6} {what:13} 1 rank {one:.3f} s, 2 ranks {two:.3f} s, ratio {one / two:.2f}", flush=True)
 
 
 def compare(layers, width, device, rounds, ways):
@@ -161,7 +168,7 @@ def main():
     for factor in (2, 4):
         compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
     if args.device == "cpu":
-        print("\nThe first of these, on ranks of one thread")
+        print("\nThe first of these on ranks of one thread; under DDP the last pass, which sets to zero, is every rank's own")
         for kind in ("DDP", "FSDP2"):
             over_ranks(kind, args.layers, args.width, args.rounds)
 

@@ -52,14 +52,14 @@ class Scores:
     def check_finite(self):
         """NotFiniteError, on every rank, that names the layer and tensor in which a value is NaN or infinite."""
         tensors = [(i, tensor) for i in range(len(self.layers)) for tensor in self.tensors_of(i)]
-        sums = torch.stack([tensor.sum(dtype=torch.float32) for _, tensor in tensors])
+        if not self.ranks.sharded:  # replicas are the same: each rank looks at its turn of them
+            tensors = tensors[self.ranks.rank :: self.ranks.size]
+        sums = torch.stack([torch.zeros((), device=self.device), *(tensor.sum(dtype=torch.float32) for _, tensor in tensors)])[1:]
         suspects = [place for place, fine in enumerate(sums.isfinite().tolist()) if not fine]
         bad = [i for i, tensor in (tensors[place] for place in suspects) if not tensor.isfinite().all()]
         anywhere = torch.zeros(len(self.layers), dtype=torch.int64, device=self.device)
         anywhere[bad] = 1
-        if self.ranks.sharded:
-            self.ranks.all_reduce(anywhere)
-        if anywhere.any():
+        if self.ranks.all_reduce(anywhere).any():
             names = ", ".join(self.layers[i].name for i in anywhere.nonzero().flatten().tolist())
             raise NotFiniteError(f"{names}: a weight or its optimizer state is NaN or infinite; nothing was pruned")
 
