@@ -1,5 +1,6 @@
 """Run under torchrun by test_ranks.py: prunes models under DDP or FSDP2 and writes what every rank ends with."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pruning import Pruner
-from pruning.layers import full
+from pruning import NotFiniteError, Pruner
+from pruning.layers import full, local
 from tests.pruning.helpers import by_exp_avg, zeros_of
 
 SHAPES = [(13, 9), (3, 40), (1, 6), (64, 8)]  # rows that neither 2, 3 nor 4 ranks divide, and fewer rows than ranks
@@ -108,10 +109,29 @@ def loading(kind, folder, other):
     return {"pruned": np.array(pruned), "zeros": zeros_of(model)}
 
 
+def check_that_every_rank_names(kind, tensor):
+    """A NaN in one `tensor` of one layer: every rank refuses with the same line, whichever rank looked at it; nothing is pruned."""
+    model = spread(linears(), kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for parameter, shape in zip(model.parameters(), SHAPES):
+        optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": like(parameter, torch.ones(shape)), "exp_avg_sq": like(parameter, torch.ones(shape))}
+    pruner, third = Pruner(model, optimizer, "bitter7", 0.5), list(model.parameters())[2]
+    local(third.detach() if tensor == "weight" else optimizer.state[third][tensor])[:, 4] = math.nan  # on the ranks that hold rows of it
+    try:
+        pruner.prune_to(0.5)
+    except NotFiniteError as error:
+        assert str(error).startswith("2.weight: "), error
+        assert pruner.pruned == 0 and not zeros_of(model).any()
+    else:
+        raise AssertionError(f"a NaN in {tensor} was not noticed")
+
+
 def main(kind, folder, other=None):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     folder = Path(folder)
+    for tensor in ("weight", "exp_avg", "exp_avg_sq"):
+        check_that_every_rank_names(kind, tensor)
     parts = {"selections": selections(kind), "training": training(kind, folder)}
     if other:
         parts["loading"] = loading(kind, folder, Path(other))
