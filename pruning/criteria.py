@@ -9,7 +9,8 @@ A criterion declares what it needs by the names of its arguments, and is called 
     step, beta1       scalars: optimizer steps taken, and the first of the optimizer's betas
     any other name    the optimizer's state of that name and the weight's shape: exp_avg, exp_avg_sq, momentum_buffer, ...
 
-and returns a tensor of the weights' shape. Where the optimizer keeps no such state (SGD; before the first step) the score
+and returns a tensor of the weights' shape; it must not change its arguments, which may be the model's own memory. Arguments with
+a default value are the criterion's own affair. Where the optimizer keeps no such state (SGD; before the first step) the score
 is abs(weight). Built-in criteria use only operations that IEEE 754 rounds correctly (add, multiply, divide, sqrt): a score
 is the same to the bit whatever chunk, thread or rank computes it, so v^0.25 is written as a square root of a square root.
 

@@ -49,7 +49,8 @@ class Pruner:
     process_group:    the ranks that train replicas of this model; default all
 
     Raises ValueError for values out of range, parameters that the optimizer does not hold, and placements or optimizers
-    that cannot be pruned exactly.
+    that cannot be pruned exactly; updates raise NotFiniteError for weights or states that are NaN or infinite, and RuntimeError where
+    pruned weights came back, as they do without `mask_gradients`.
     """
 
     def __init__(self, model, optimizer, criterion="magnitude", target_sparsity=0.5, schedule="gmp", begin=1, end=1, interval=1, *,
@@ -132,10 +133,18 @@ class Pruner:
         total = round(sparsity * self.prunable)
         if total <= self.pruned:
             return
+        self.check_none_came_back()
         self.scores.prepare()
         self.pruned = self.prune_globally(total) if self.allocation is None else self.prune_each_layer(total, sparsity)
 
     # ---- an update ----
+
+    def check_none_came_back(self):
+        """RuntimeError where fewer weights are zero than the last update left: the loop or the optimizer moves pruned ones."""
+        back = self.pruned - sum(self.zeros())
+        if back > 0:
+            raise RuntimeError(f"{back:,} of {self.pruned:,} pruned weights are not zero any more: call mask_gradients() after backward and before "
+                               f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between")
 
     def prune_globally(self, total):
         """Prune the `total` lowest of all layers, none beyond max_layer_sparsity; returns how many are zero then.
@@ -163,7 +172,9 @@ class Pruner:
     def prune_each_layer(self, total, sparsity):
         """Prune each layer to its share by the allocation; returns how many are zero then."""
         sizes = [layer.size for layer in self.layers]
-        shares = self.allocation([layer.shape for layer in self.layers], sparsity)
+        shares = list(self.allocation([layer.shape for layer in self.layers], sparsity))
+        if len(shares) != len(sizes) or not all(math.isfinite(share) for share in shares):
+            raise ValueError(f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers")
         counts = exact_counts(shares, sizes, total, self.zeros())
         return sum(self.apply([i], self.select([i], count), count) for i, count in enumerate(counts) if count)
 

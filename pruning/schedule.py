@@ -28,9 +28,16 @@ SCHEDULES = {function.__name__: function for function in (linear, cubic, gmp, on
 
 
 def sparsity_at(step, schedule, target, begin, end):
-    """Sparsity after `step`: 0 before `begin`, target · schedule(progress) until `end`, then target."""
+    """Sparsity after `step`: 0 before `begin`, target · schedule(progress) until `end`, then target.
+
+    ValueError where the schedule gives something else than a share.
+    """
     if step < begin:
         return 0.0
     if step >= end:
         return target
-    return target * schedule((step - begin) / (end - begin))
+    progress = (step - begin) / (end - begin)
+    share = schedule(progress)
+    if not 0 <= share <= 1:
+        raise ValueError(f"the schedule gave {share} at progress {progress:g}: expected a number in [0, 1]")
+    return target * share

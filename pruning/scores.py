@@ -13,6 +13,8 @@ from pruning.select import EXCLUDED, PRUNED, order_key
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1", "mean_exp_avg_sq")
 
+MATRIX_OPTIMIZERS = ("Muon", "Shampoo", "DistributedShampoo", "SOAP")  # with which zero gradients do not keep a weight at zero
+
 
 class NotFiniteError(ValueError):
     """A weight, an optimizer state or a score is NaN or infinite, so nothing was pruned; the message names the parameter."""
@@ -28,7 +30,7 @@ class Scores:
     def __init__(self, layers, ranks, optimizer, criterion, pattern):
         self.layers, self.ranks, self.optimizer, self.criterion, self.pattern = layers, ranks, optimizer, criterion, pattern
         self.device = local(layers[0].parameter).device
-        self.needs = tuple(inspect.signature(criterion).parameters)
+        self.needs = tuple(name for name, given in inspect.signature(criterion).parameters.items() if given.default is given.empty)
         self.states = ["exp_avg_sq" if need == "mean_exp_avg_sq" else need for need in self.needs
                        if need not in NOT_STATES or need == "mean_exp_avg_sq"]
         self.group_of = check_optimizer(optimizer, layers)
@@ -109,7 +111,12 @@ class Scores:
         """float32 scores of these rows of layer i."""
         if self.fallback:
             return magnitude(self.argument("weight", i, rows))
-        return self.criterion(**{name: self.argument(name, i, rows) for name in self.needs}).float()
+        arguments = {name: self.argument(name, i, rows) for name in self.needs}
+        score, weight = self.criterion(**arguments), local(self.layers[i].parameter)[rows]
+        if not torch.is_tensor(score) or score.shape != weight.shape:
+            given = f"a tensor of shape {tuple(score.shape)}" if torch.is_tensor(score) else repr(score)
+            raise ValueError(f"{self.layers[i].name}: the criterion gave {given} for weights of shape {tuple(weight.shape)}; expected a score for each")
+        return score.float()
 
     def argument(self, name, i, rows):
         """What the criterion's argument `name` stands for (see criteria.py), on these rows of layer i."""
@@ -178,6 +185,9 @@ def check_optimizer(optimizer, layers):
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
         raise ValueError("ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: use FSDP2 "
                          "(fully_shard) to shard states and weights alike, or a plain optimizer under DDP")
+    if type(optimizer).__name__ in MATRIX_OPTIMIZERS:
+        raise ValueError(f"{type(optimizer).__name__} moves each weight by the gradients of its whole matrix, so pruned weights would not stay zero: "
+                         "use an optimizer that works element by element, such as AdamW, for the prunable weights")
     group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for layer in layers:
         if id(layer.parameter) not in group_of:

@@ -1,5 +1,6 @@
 """Each formula against a reference written here from the source's table, and what the repaired forms promise."""
 
+import functools
 import inspect
 import math
 
@@ -121,3 +122,5 @@ def test_a_criterion_of_ones_own_in_a_few_lines():
         return weight.abs() * exp_avg.abs() / (exp_avg_sq.sqrt() + 1e-12)
 
     assert pruned_by(snr).mean() == 0.5
+    weighted = functools.partial(lambda weight, exp_avg_sq, power, scale=2.0: scale * weight.abs() * exp_avg_sq**power, power=0.5)
+    assert (pruned_by(weighted) == pruned_by("variance_half")).all()

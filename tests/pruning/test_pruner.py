@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -318,6 +319,43 @@ def test_what_cannot_be_is_refused(changes, words):
     changes = {"target_sparsity": 0.3 if changes.get("pattern") == "2:5" else 0.5} | changes
     with pytest.raises(ValueError, match=words):
         Pruner(model, torch.optim.AdamW(model.parameters()), **changes)
+
+
+@pytest.mark.parametrize("changes, words", [
+    (dict(schedule=lambda progress: 2 * progress), "schedule gave 1.33.* at progress 0.66"), (dict(schedule=lambda progress: math.nan), "schedule gave nan"),
+    (dict(allocation=lambda shapes, sparsity: [sparsity]), "finite share for each of 3 layers"),
+    (dict(criterion=lambda weight: weight.sum()), r"0.weight: the criterion gave a tensor of shape \(\)"),
+    (dict(criterion=lambda weight: weight.t()), r"of shape \(12, 32\) for weights of shape \(32, 12\)"), (dict(criterion=lambda: None), "the criterion gave None"),
+])
+def test_functions_of_the_users_that_give_something_else_are_named(changes, words):
+    model = mlp()
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), **({"begin": 1, "end": 4, "schedule": "oneshot"} | changes))
+    with pytest.raises(ValueError, match=words):
+        for _ in range(3):
+            pruner.step()
+    assert zeros_of(model).sum() == pruner.pruned  # nothing was pruned by that update
+
+
+@pytest.mark.parametrize("forgotten", ["mask_gradients", "weights set anew"])
+def test_pruned_weights_that_come_back_are_noticed(forgotten):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    pruner = Pruner(model, optimizer, "magnitude", 0.5, schedule="linear", begin=1, end=10)
+    with pytest.raises(RuntimeError, match=r"of 85 pruned weights are not zero any more: call mask_gradients\(\) .* before AdamW.step"):
+        for step in range(10):
+            F.cross_entropy(model(batch(step)[0]), batch(step)[1]).backward()
+            if forgotten == "weights set anew":
+                pruner.mask_gradients()
+            optimizer.step()
+            pruner.step()
+            if forgotten == "weights set anew" and pruner.pruned:
+                model[0].weight.data.fill_(0.5)
+
+
+def test_optimizers_that_mix_a_matrix_are_refused():
+    model = linears((8, 8))
+    with pytest.raises(ValueError, match="Muon moves each weight by the gradients of its whole matrix"):
+        Pruner(model, torch.optim.Muon(model.parameters()))
 
 
 def test_a_model_or_optimizer_that_does_not_fit_is_refused():
