@@ -254,6 +254,7 @@ def prepare(args):
     if meta:
         return print(f"{out_dir} is finished: {len(meta['shards'])} shards, {sum(shard['tokens'] for shard in meta['shards']):,} tokens; "
                      f"to check them: prepare_fineweb.py --verify {out_dir}")
+    source.open()
     preparation = Preparation(args, source, identity, state)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -110,6 +110,9 @@ class Files:
         self.sizes = [os.path.getsize(path) for path in self.paths]
         self.identity = {"input": [list(pair) for pair in zip(self.paths, self.sizes)]}
 
+    def open(self):
+        """Nothing: each file is opened when its turn comes."""
+
     def text_bytes(self):
         """How much text there is, in bytes, as far as the files' sizes tell; half of a .jsonl is taken to be other columns."""
         return sum(text_bytes(path, size, self.columns.text) for path, size in zip(self.paths, self.sizes))
@@ -306,6 +309,7 @@ def is_utf8(text, columns, place):
 def commit(dataset, revision):
     """The commit for which `revision` (None: the newest) stands now, so that a continued preparation reads the same data; as given where the
     hub cannot be asked, and for a folder."""
+    import_datasets()  # which finds out whether the hub answers
     import huggingface_hub
 
     try:
@@ -317,13 +321,18 @@ def commit(dataset, revision):
 class Hub:
     """Documents of a dataset, streamed with the library `datasets`: one of the Hugging Face hub's, or a folder on this machine.
 
-    revision: the commit of a preparation that is continued, or None. UserError where it cannot be had. A row that cannot be fetched is tried again, with growing pauses, from where the reader stood.
+    revision: the commit of a preparation that is continued, or None. A row that cannot be fetched is tried again, with growing pauses,
+    from where the reader stood.
     """
 
     def __init__(self, args, revision):
         self.args, self.columns, self.name = args, Columns(args), Path(args.dataset).name
-        datasets = import_datasets()
         self.revision = revision if revision and not args.revision else commit(args.dataset, args.revision)
+        self.identity = {"dataset": args.dataset, "name": args.name, "split": args.split, "revision": self.revision}
+
+    def open(self):
+        """Find out how much there is. UserError where the dataset cannot be had."""
+        datasets, args = import_datasets(), self.args
         self.load = lambda: datasets.load_dataset(args.dataset, args.name, split=args.split, streaming=True, revision=self.revision)
         try:
             splits = self.load().info.splits or {}
@@ -332,7 +341,6 @@ class Hub:
             what = "the Hugging Face hub cannot be reached" if offline else str(error).splitlines()[0]
             raise UserError(f"{args.dataset}: {what}; text of your own is prepared with --input FILE_OR_GLOB ...") from None
         self.rows, self.bytes = (getattr(splits.get(args.split), what, None) for what in ("num_examples", "num_bytes"))
-        self.identity = {"dataset": args.dataset, "name": args.name, "split": args.split, "revision": self.revision}
 
     def text_bytes(self):
         return self.bytes

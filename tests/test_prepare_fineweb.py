@@ -274,6 +274,19 @@ def test_the_default_dataset_is_asked_for_by_its_names(tmp_path, monkeypatch):
     assert set(map(str, asked)) == {str((("HuggingFaceFW/fineweb-edu", "sample-10BT"), {"split": "train", "streaming": True}))}
 
 
+def test_a_finished_dataset_says_so_without_a_network(tmp_path):
+    out = tmp_path / "out"
+    write_parquet(tmp_path / "a.parquet", TEXTS)
+    prepare("--input", tmp_path / "a.parquet", "--out_dir", out, "--tokenizer", "byte", "--val_tokens", "9")
+    meta = json.loads((out / "meta.json").read_text())
+    meta["source"] = {"dataset": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT", "split": "train", "revision": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"}
+    (out / "meta.json").write_text(json.dumps(meta))  # as if it had come from the hub
+    command = ("--out_dir", out, "--tokenizer", "byte", "--val_tokens", "9")
+    assert "is finished" in prepare(*command, env={"HF_HUB_OFFLINE": "1"}).stdout
+    lines = refused(prepare(*command, "--name", "sample-100BT", env={"HF_HUB_OFFLINE": "1"}, check=False))
+    assert len(lines) == 1 and "--name sample-10BT, not sample-100BT" in lines[0]
+
+
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     lines = refused(prepare("--out_dir", tmp_path / "out", env={"HF_HUB_OFFLINE": "1"}, check=False))
     assert len(lines) == 1 and "HuggingFaceFW/fineweb-edu: the Hugging Face hub cannot be reached" in lines[0] and "--input" in lines[0]
