@@ -74,9 +74,14 @@ def autocast(device, dtype):
 def should_compile(compile, device, vocab_size):
     """compile=auto: on CUDA always; on a CPU where the logits dominate, since the matrix products of a small vocabulary
     are as fast without and compiling would cost more than it brings; and never without a compiler."""
-    if compile != "auto":
-        return compile
-    return has_compiler(device) and (device.type == "cuda" or vocab_size >= 8192)
+    if compile == "auto":
+        return has_compiler(device) and (device.type == "cuda" or vocab_size >= 8192)
+    if compile and device.type == "cpu" and not has_compiler(device):
+        raise UserError(NO_COMPILER)
+    return compile
+
+
+NO_COMPILER = "compile: torch.compile needs a C++ compiler (g++, or what CXX names) and Python's headers (Python.h), and finds none: leave it away"
 
 
 def has_compiler(device):

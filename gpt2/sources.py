@@ -77,14 +77,21 @@ class Columns:
 
     def document(self, text, row, place):
         """The text as UTF-8, or None where the row is to be left out. UserError, which names `place`, where there is none, unless bad rows are skipped."""
-        if self.min_score is not None and not (row.get("score") or 0) >= self.min_score:
-            self.counts["filtered"] += 1
-        elif self.max_tokens is not None and not (row.get("token_count") or 0) <= self.max_tokens:
+        try:
+            wanted = self.wanted(row)
+        except TypeError:
+            return self.bad(f"{place}: {' or '.join(map(repr, self.names[1:]))} is no number")
+        if not wanted:
             self.counts["filtered"] += 1
         elif isinstance(text, str | bytes | memoryview) and len(text):
             return utf8(text) if isinstance(text, str) else text
         else:
             self.bad(f"{place}: {self.text!r} is {'null' if text is None else 'no text' if isinstance(text, int | float | list | dict) else 'empty'}")
+
+    def wanted(self, row):
+        """Whether the filters let the row pass; a missing number counts as 0. TypeError where there is something else than a number."""
+        return (self.min_score is None or (row.get("score") or 0) >= self.min_score) and \
+               (self.max_tokens is None or (row.get("token_count") or 0) <= self.max_tokens)
 
     def bad(self, problem):
         if not self.skip_bad:
@@ -247,7 +254,7 @@ def json_documents(path, position, columns):
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             del line
             if not isinstance(row, dict):

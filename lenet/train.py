@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
-from gpt2.parallel import has_compiler
+from gpt2.parallel import NO_COMPILER, has_compiler
 from lenet.data import load_digits
 from lenet.model import LeNet5
 from pruning import Pruner
@@ -70,6 +70,8 @@ def check(options):
         torch.empty(1, device=options.device)
     except (RuntimeError, AssertionError) as error:
         problems.append(f"--device {options.device}: {str(error).splitlines()[0]}")
+    if options.compile and options.device == "cpu" and not has_compiler(torch.device("cpu")):
+        problems.append(f"--{NO_COMPILER}")
     if problems:
         raise UserError("\n".join(problems))
 

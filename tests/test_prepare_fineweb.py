@@ -322,6 +322,12 @@ def bad_input(kind, folder):
     if kind == "a list":
         path.write_text('{"text": "a"}\n["text"]\n')
         return [path], "a.jsonl:2: is no JSON object"
+    if kind == "nested too deep":
+        path.write_text('{"text": "a"}\n' + "[" * 100_000 + "\n")
+        return [path], "a.jsonl:2: is no JSON object"
+    if kind == "a score that is text":
+        path.write_text('{"text": "a", "score": 3}\n{"text": "b", "score": "4"}\n')
+        return [path, "--min_score", "3"], "a.jsonl:2: 'score' is no number; --skip_bad"
     if kind == "missing column":
         return [path, "--text_column", "body"], "a.jsonl: no column 'body', which --text_column needs; there are id, text"
     if kind == "no score":
@@ -359,7 +365,7 @@ def bad_input(kind, folder):
 
 
 @pytest.mark.parametrize("kind", [
-    "no such file", "empty glob", "empty folder", "unknown ending", "corrupt parquet", "damaged parquet", "no JSON", "a list", "missing column", "no score",
+    "no such file", "empty glob", "empty folder", "unknown ending", "corrupt parquet", "damaged parquet", "no JSON", "a list", "nested too deep", "a score that is text", "missing column", "no score",
     "null", "empty", "empty file", "no UTF-8", "truncated gzip", "something else there", "a file as out_dir", "not writable", "bad number", "too little", "flag"])
 def test_bad_input_is_one_line(kind, tmp_path):
     arguments, expected = bad_input(kind, tmp_path)

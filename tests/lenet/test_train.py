@@ -124,6 +124,15 @@ def test_bad_arguments_are_one_line(arguments, message, tmp_path):
     assert len(lines) == 1 and message in lines[0]
 
 
+def test_no_compiler_is_one_line_or_no_compilation(tmp_path):
+    write_mnist(tmp_path, 60, 20)
+    command = ("-m lenet.train", "--data-dir", tmp_path, "--json-output", tmp_path / "m.json", "--batch-size", "2", "--epochs", "34")  # 1,020 steps
+    run(*command, env={"CXX": "no-such-compiler"})
+    assert json.loads((tmp_path / "m.json").read_text())["compiled"] is False
+    lines = refused(run(*command, "--compile", env={"CXX": "no-such-compiler"}, check=False))
+    assert len(lines) == 1 and "--compile: torch.compile needs a C++ compiler" in lines[0]
+
+
 def test_a_truncated_file_is_one_line(tmp_path):
     write_mnist(tmp_path, 60, 20)
     path = tmp_path / NAMES[0]
