@@ -1,5 +1,6 @@
 """Devices and ranks: the one place that knows about CUDA, gloo and torchrun."""
 
+import importlib.util
 import os
 import shutil
 import sysconfig
@@ -85,9 +86,11 @@ NO_COMPILER = "compile: torch.compile needs a C++ compiler (g++, or what CXX nam
 
 
 def has_compiler(device):
-    """Whether torch.compile finds what it needs: on a CPU a C++ compiler and Python's headers; CUDA builds of torch bring Triton."""
+    """Whether torch.compile finds what it needs: Triton on CUDA, a C++ compiler and Python's headers on a CPU."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
     if device.type != "cpu":
-        return device.type == "cuda"
+        return False
     headers = os.path.join(sysconfig.get_path("include"), "Python.h")
     return shutil.which(os.environ.get("CXX", "g++")) is not None and os.path.exists(headers)
 

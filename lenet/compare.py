@@ -68,7 +68,9 @@ def read_run(path):
     """The metrics in the file `path`, as lenet.train wrote them; UserError where it holds something else."""
     try:
         metrics = json.loads(Path(path).read_text())
-        metrics["config"]["optimizer"], metrics["epochs"][-1]["test_accuracy"], metrics["memory_bytes"]["total"], metrics["data"]
+        config = metrics["config"]
+        OPTIMIZERS.index(config["optimizer"]), config["criterion"], float(config["target_sparsity"]), metrics["data"]
+        metrics["epochs"][-1]["test_accuracy"], metrics["memory_bytes"]["total"], metrics["final_accuracy"], metrics["compression_ratio"]
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         raise UserError(f"{path}: is not a file of metrics that lenet.train wrote ({type(error).__name__}: {error})") from None
     return metrics
