@@ -29,8 +29,9 @@ from tqdm import tqdm
 from gpt2 import tokenizer
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import sync, write_json
+from gpt2.hub import Hub
 from gpt2.shards import HEADER_BYTES, PROGRESS, check_header, header, read_meta
-from gpt2.sources import Files, Hub, pieces
+from gpt2.sources import Files, pieces
 from gpt2.verify import verify
 from gpt2.workers import pool
 

@@ -78,7 +78,7 @@ def training(kind, folder):
     model = spread(nn.Sequential(nn.Linear(10, 33), nn.ReLU(), nn.Linear(33, 5)), kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     pruner = Pruner(model, optimizer, "bitter7", 0.6, begin=5, end=40, interval=5)
-    rank, size, losses = dist.get_rank(), dist.get_world_size(), []
+    rank, size = dist.get_rank(), dist.get_world_size()
     for step in range(50):
         generator = torch.Generator().manual_seed(step)
         x, y = torch.randn(24, 10, generator=generator), torch.randint(0, 5, (24,), generator=generator)
