@@ -66,7 +66,7 @@ class Config:
     wandb_project: str = option("adamwprune", "its project")
     wandb_run_name: str = option("", "its run's name; empty: the name of out_dir")
     # the machine
-    seed: int = option(1337, "seed of initialisation, order of the data and dropout", at_least=0)
+    seed: int = option(1337, "seed of initialisation, order of the data and dropout", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda or mps")
     dtype: str = option("auto", "auto: bfloat16 where the machine computes in it, else float32", choices=("auto", "float32", "bfloat16"))
     compile: bool | str = option("auto", "torch.compile; auto: on CUDA, and on a CPU with a C++ compiler when the vocabulary is large",
@@ -201,7 +201,7 @@ def impossible(config, names):
     if config.criterion != "none" and config.prune_begin != -1 and not 1 <= config.prune_begin <= config.prune_end <= config.max_iters:
         problems.append(f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end <= "
                         f"max_iters={config.max_iters}")
-    if not problems and not 0 <= config.min_lr <= config.learning_rate:
+    if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:
         problems.append(f"min_lr={config.min_lr}: expected 0 <= min_lr <= learning_rate={config.learning_rate}")
     return problems
 

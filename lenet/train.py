@@ -15,7 +15,7 @@ from gpt2.files import write_json
 from gpt2.parallel import NO_COMPILER, has_compiler
 from lenet.data import load_digits
 from lenet.model import LeNet5
-from pruning import Pruner
+from pruning import NotFiniteError, Pruner
 from pruning.memory import measure
 from pruning.optim import Training, adamwadv, adamwprune, adamwspam
 
@@ -59,6 +59,8 @@ def check(options):
     for name, least in (("pruning_warmup", 0), ("epochs", 1), ("batch_size", 2), ("spam_interval", 0), ("spam_warmup_steps", 0), ("seed", 0)):
         if getattr(options, name) < least:
             problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least {least}")
+    if options.seed >= 2**63:
+        problems.append(f"--seed {options.seed}: expected below 2**63")
     for name in ("lr", "spam_theta"):
         if not 0 < getattr(options, name) < float("inf"):
             problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a positive number")
@@ -67,7 +69,7 @@ def check(options):
     if options.pruning_method == "state" and options.optimizer == "sgd":
         problems.append("--pruning-method state reads Adam's states, which --optimizer sgd does not keep: use magnitude or movement, or an Adam")
     try:
-        torch.empty(1, device=options.device)
+        torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError) as error:
         problems.append(f"--device {options.device}: {str(error).splitlines()[0]}")
     if options.compile and options.device == "cpu" and not has_compiler(torch.device("cpu")):
@@ -143,6 +145,8 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
             training.step()
             total += loss.detach() * len(batch)
             after_step()
+        if not math.isfinite(total):
+            raise UserError(f"epoch {epoch}: the loss is {total / count:.3g}: lower --lr {options.lr:g}")
         seconds = time.perf_counter() - start
         accuracy, test_loss = evaluate(model, digits.test_images, digits.test_labels)
         epochs.append(dict(epoch=epoch, train_loss=total.item() / count, test_loss=test_loss, test_accuracy=accuracy,
@@ -192,7 +196,7 @@ def check_writable(path):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.train", OSError):
+    with one_line_errors("lenet.train", NotFiniteError, OSError):
         options = parse(arguments)
         digits = load_digits(options.data_dir, options.device)
         print(f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with")

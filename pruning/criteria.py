@@ -17,7 +17,6 @@ is the same to the bit whatever chunk, thread or rank computes it, so v^0.25 is 
 The names bitter0 ... bitter9 and their formulas, eps included, are the source project's (AdamWPrune), to the letter.
 """
 
-
 EPS = 1e-8
 
 

@@ -210,6 +210,12 @@ def test_all_option_errors_are_said_at_once_in_one_line_each(ranks, data_dir, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("argument", ["--n_layer=two", f"--seed={2**64}", "--min_lr=1", "--max_iters=1e3"])
+def test_one_wrong_option_is_one_line_and_no_other_is_blamed(argument, data_dir):
+    lines = refused(run("train_gpt2.py", argument, f"--data_dir={data_dir}", check=False))
+    assert len(lines) == 1 and f"error: {argument.partition('=')[0][2:]}=" in lines[0]
+
+
 def bad_data(kind, folder):
     """A data_dir with one thing wrong, and words of the error that names it."""
     tokens = np.arange(500) % 50
