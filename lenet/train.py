@@ -62,8 +62,8 @@ def check(options):
     if options.seed >= 2**63:
         problems.append(f"--seed {options.seed}: expected below 2**63")
     for name in ("lr", "spam_theta"):
-        if not 0 < getattr(options, name) < float("inf"):
-            problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a positive number")
+        if not 0 < getattr(options, name) < 1e10:
+            problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a number above 0 and below 1e+10")
     if not 0 <= options.target_sparsity < 1:
         problems.append(f"--target-sparsity {options.target_sparsity}: expected 0 <= s < 1, as in 0.9")
     if options.pruning_method == "state" and options.optimizer == "sgd":
