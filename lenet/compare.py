@@ -22,6 +22,7 @@ from gpt2.files import write_json
 from gpt2.workers import pool
 from lenet.data import load_digits
 from lenet.train import OPTIMIZERS, check_writable, config_of, parse, train
+from pruning import NotFiniteError
 
 SPARSITIES = (50, 70, 90)
 
@@ -121,7 +122,7 @@ def parse_command(arguments=None):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.compare", OSError, interrupted="interrupted; the same command continues", leave=sys.exit):
+    with one_line_errors("lenet.compare", NotFiniteError, OSError, interrupted="interrupted; the same command continues", leave=sys.exit):
         options = parse_command(arguments)
         runs = {name: run for name, run in matrix(options.seeds, options.epochs, options.device).items()
                 if any(fnmatch.fnmatch(name, pattern) for pattern in options.runs)}

@@ -22,9 +22,9 @@ from pruning.optim import Training, adamwadv, adamwprune, adamwspam
 OPTIMIZERS = ("sgd", "adam", "adamw", "adamwadv", "adamwspam", "adamwprune")
 METHODS = ("none", "movement", "magnitude", "state", "random")
 VARIANTS = tuple(f"bitter{i}" for i in range(10))
-UPDATE_INTERVAL = 50  # steps from one pruning update to the next, as in the source
-COMPILED_STEPS = 1000 # steps that save the time it takes to compile
-RAMP = 0.8            # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
+UPDATE_INTERVAL = 50   # steps from one pruning update to the next, as in the source
+COMPILED_STEPS = 1000  # that save the time it takes to compile
+RAMP = 0.8             # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
 
 
 def parse(arguments=None):

@@ -56,8 +56,9 @@ class Scores:
         tensors = [(i, tensor) for i in range(len(self.layers)) for tensor in self.tensors_of(i)]
         if not self.ranks.sharded:  # replicas are the same: each rank looks at its turn of them
             tensors = tensors[self.ranks.rank :: self.ranks.size]
-        sums = torch.stack([torch.zeros((), device=self.device), *(tensor.sum(dtype=torch.float32) for _, tensor in tensors)])[1:]
-        suspects = [place for place, fine in enumerate(sums.isfinite().tolist()) if not fine]
+        sums = [tensor.sum(dtype=torch.float32) for _, tensor in tensors]
+        finite = torch.stack(sums).isfinite().tolist() if sums else []
+        suspects = [place for place, fine in enumerate(finite) if not fine]
         bad = [i for i, tensor in (tensors[place] for place in suspects) if not tensor.isfinite().all()]
         anywhere = torch.zeros(len(self.layers), dtype=torch.int64, device=self.device)
         anywhere[bad] = 1
