@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pruning import NotFiniteError, Pruner
+from pruning import NotFiniteError, Pruner, Regrow, StraightThrough
 from pruning.layers import full, local
 from tests.pruning.helpers import by_exp_avg, zeros_of
 
@@ -70,6 +70,41 @@ def selections(kind):
             result[f"{name}_{sparsity}"] = zeros_of(model)
             assert result[f"{name}_{sparsity}"].sum() == pruner.pruned == round(sparsity * pruner.prunable)
     return result
+
+
+def methods(kind):
+    """name -> zeros after 12 steps on the same gradients, for the methods whose sets are not nested."""
+    result = {}
+    for method in (Regrow, StraightThrough):
+        model, generator = spread(linears(), kind), torch.Generator().manual_seed(2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        pruner = method(model, optimizer, "magnitude", 0.6, begin=2, end=10, interval=2)
+        for _ in range(12):
+            for parameter, shape in zip(model.parameters(), SHAPES):
+                parameter.grad = like(parameter, torch.randn(shape, generator=generator))
+            pruner.mask_gradients()
+            optimizer.step()
+            pruner.step()
+        result[method.__name__] = zeros_of(model)
+        assert result[method.__name__].sum() == pruner.pruned == round(0.6 * pruner.prunable)
+    return result
+
+
+class Conv1D(nn.Module):
+    """transformers' layer of that name: a weight of [in, out], so that patterns run down the dimension that ranks share out."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs, generator=torch.Generator().manual_seed(inputs)))
+
+
+def patterned():
+    """The zeros of replicas pruned 2:4 along dimension 0, whose 52 and 4 rows no number of ranks above one divides into whole fours."""
+    model = nn.Sequential(Conv1D(52, 5), Conv1D(4, 3))
+    Pruner(model, torch.optim.AdamW(model.parameters()), "magnitude", 0.4, pattern="2:4").prune_to(0.4)
+    zeros = zeros_of(model)
+    assert zeros[:260].reshape(13, 4, 5).sum(1).max() <= 2 and zeros[260:].reshape(1, 4, 3).sum(1).max() <= 2
+    return {"zeros": zeros}
 
 
 def training(kind, folder):
@@ -132,7 +167,9 @@ def main(kind, folder, other=None):
     folder = Path(folder)
     for tensor in ("weight", "exp_avg", "exp_avg_sq"):
         check_that_every_rank_names(kind, tensor)
-    parts = {"selections": selections(kind), "training": training(kind, folder)}
+    parts = {"selections": selections(kind), "methods": methods(kind), "training": training(kind, folder)}
+    if kind == "ddp":
+        parts["patterned"] = patterned()
     if other:
         parts["loading"] = loading(kind, folder, Path(other))
     for name, arrays in parts.items():

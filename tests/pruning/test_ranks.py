@@ -24,9 +24,10 @@ def arrays(folder, name, kind, rank):
 def test_every_world_prunes_the_same_weights(ranks, kind, alone, tmp_path):
     run(WORKER, kind, tmp_path, alone if kind == "ddp" else "", ranks=ranks)
     for rank in range(ranks):
-        mine, reference = arrays(tmp_path, "selections", kind, rank), arrays(alone, "selections", "ddp", 0)
-        for name in reference:
-            assert (mine[name] == reference[name]).all(), (name, rank)
+        for part in ("selections", "methods", *(["patterned"] if kind == "ddp" else [])):
+            mine, reference = arrays(tmp_path, part, kind, rank), arrays(alone, part, "ddp", 0)
+            for name in reference:
+                assert (mine[name] == reference[name]).all(), (part, name, rank)
         trained, expected = arrays(tmp_path, "training", kind, rank), arrays(alone, "training", "ddp", 0)
         first = arrays(tmp_path, "training", kind, 0)
         assert all((trained[name] == first[name]).all() for name in first)
