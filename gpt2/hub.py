@@ -33,11 +33,13 @@ def import_datasets():
 def commit(dataset, revision):
     """The commit for which `revision` (None: the newest) stands now, so that a continued preparation reads the same data; as given where the
     hub cannot be asked, and for a folder."""
+    if os.path.isdir(dataset):
+        return revision
     import_datasets()  # which finds out whether the hub answers
     import huggingface_hub
 
     try:
-        return revision if os.path.isdir(dataset) else huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
+        return huggingface_hub.HfApi().dataset_info(dataset, revision=revision).sha
     except Exception:  # its kinds change with its HTTP library; loading says what is wrong
         return revision
 
