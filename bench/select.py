@@ -168,7 +168,7 @@ def main():
     for factor in (2, 4):
         compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
     if args.device == "cpu":
-        print("\nThe first of these on ranks of one thread; under DDP each rank still sets all of its replica to zero")
+        print("\nThe first of these on ranks of one thread; under DDP the last pass, which scores again and sets to zero, is every rank's own")
         for kind in ("DDP", "FSDP2"):
             over_ranks(kind, args.layers, args.width, args.rounds)
 

@@ -85,9 +85,9 @@ class Ranks:
         """[ranks, *tensor.shape]."""
         if self.size == 1:
             return tensor[None]
-        parts = tensor.new_empty(self.size, *tensor.shape)
-        dist.all_gather(list(parts), tensor, group=self.group)
-        return parts
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor, group=self.group)
+        return torch.stack(parts)
 
 
 def find_ranks(layers, group):

@@ -1,7 +1,6 @@
 """The Pruner: three lines in a training loop, and the weight is the mask."""
 
 import difflib
-import itertools
 import math
 
 import torch
@@ -185,7 +184,7 @@ class Pruner:
         try:
             return kth_smallest(lambda: scores.counted(which), k, len(which), scores.device, self.ranks.all_reduce)
         except FloatingPointError:
-            raise NotFiniteError(f"{self.scores.layers_with_nan(which)}: the criterion {self.criterion_name} gave NaN; nothing was pruned") from None
+            raise NotFiniteError(f"{self.scores.layer_with_nan(which)}: the criterion {self.criterion_name} gave NaN; nothing was pruned") from None
 
     def count(self, which, threshold, scores=None):
         """(keys below the threshold, keys equal to it), each int64 [layers, ranks], on the CPU."""
@@ -208,50 +207,25 @@ class Pruner:
             keep(tensor[rows], live)
 
     def chosen(self, which, threshold, k, scores):
-        """(layer, rows, live) of each chunk that this rank holds, live being 0 at the k lowest weights and 1 elsewhere. Ranks that hold
-        replicas score a part each and tell the others."""
-        mine = self.scored(which, threshold, self.quotas_of_ties(which, threshold, k, scores), scores)
-        if self.ranks.sharded or self.ranks.size == 1:
-            yield from mine
-            return
-        for i in which:
-            for turns in itertools.zip_longest(*(scores.chunks(i, rank) for rank in range(self.ranks.size))):
-                yield from self.exchanged(i, turns, next(mine)[2] if turns[self.ranks.rank] else None)
+        """(layer, rows, live) of each chunk on this rank, live being 0 at the k lowest weights and 1 elsewhere.
 
-    def exchanged(self, i, turns, live):
-        """(i, rows, live) of each rank's turn, slices of layer i's rows or None, for this rank's `live`. The first rank's is the largest."""
-        layer = self.layers[i]
-        sent = torch.zeros((turns[0].stop - turns[0].start) * layer.row_size, dtype=torch.uint8, device=self.scores.device)
-        if live is not None:
-            sent[: live.numel()] = live.flatten()
-        for rows, received in zip(turns, self.ranks.all_gather(sent)):
-            if rows:
-                shape = (rows.stop - rows.start, *layer.shape[1:])
-                yield i, rows, received[: math.prod(shape)].view(shape).to(torch.int32)
-
-    def scored(self, which, threshold, quotas, scores):
-        """What `chosen` gives, of the chunks that are this rank's to score."""
+        Where more weights tie at the threshold than are to be taken, those that come first in the full tensors are."""
+        quota = k - threshold.below
+        partly = quota < threshold.ties
+        quotas = [quota]
+        if partly and self.ranks.sharded:
+            ties = self.count(which, threshold, scores)[1]
+            quotas = shares_in_order(ties.flatten(), quota).view_as(ties)[:, self.ranks.rank].tolist()
         for place, i in enumerate(which):
             mine = place if len(quotas) > 1 else 0
-            for rows in scores.chunks(i, self.ranks.rank):
+            for rows in scores.chunks(i):
                 key = scores.keys(i, rows)
-                if quotas:
+                if partly:
                     live, taken = leave_ties(key, threshold.key, quotas[mine])
                     quotas[mine] -= taken
                 else:
                     live = torch.gt(key, threshold.key, out=torch.empty_like(key))
                 yield i, rows, live
-
-    def quotas_of_ties(self, which, threshold, k, scores):
-        """How many weights at the threshold this rank is to take, where that is not all: of each layer, or with one rank of all
-        together; the first in the full tensors go first. [] where it is all. A collective."""
-        quota = k - threshold.below
-        if quota == threshold.ties:
-            return []
-        if self.ranks.size == 1:
-            return [quota]
-        ties = self.count(which, threshold, scores)[1]
-        return shares_in_order(ties.flatten(), quota).view_as(ties)[:, self.ranks.rank].tolist()
 
     def zeros(self):
         """How many weights of each layer are zero, over all ranks."""

@@ -11,7 +11,6 @@ from pruning.layers import full, local, nonzero
 from pruning.select import EXCLUDED, PRUNED, order_key
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
-GATHERED = 2**25  # bytes of masks, one a weight, that ranks with replicas exchange at a time, all together
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1", "mean_exp_avg_sq")
 
 MATRIX_OPTIMIZERS = ("Muon", "Shampoo", "DistributedShampoo", "SOAP")  # with which zero gradients do not keep a weight at zero
@@ -61,14 +60,11 @@ class Scores:
         finite = torch.stack(sums).isfinite().tolist() if sums else []
         suspects = [place for place, fine in enumerate(finite) if not fine]
         bad = [i for i, tensor in (tensors[place] for place in suspects) if not tensor.isfinite().all()]
-        if names := self.named(bad):
-            raise NotFiniteError(f"{names}: a weight or its optimizer state is NaN or infinite; nothing was pruned")
-
-    def named(self, numbers):
-        """The names of the layers that any rank's list `numbers` has, joined by commas. A collective."""
         anywhere = torch.zeros(len(self.layers), dtype=torch.int64, device=self.device)
-        anywhere[numbers] = 1
-        return ", ".join(self.layers[i].name for i in self.ranks.all_reduce(anywhere).nonzero().flatten().tolist())
+        anywhere[bad] = 1
+        if self.ranks.all_reduce(anywhere).any():
+            names = ", ".join(self.layers[i].name for i in anywhere.nonzero().flatten().tolist())
+            raise NotFiniteError(f"{names}: a weight or its optimizer state is NaN or infinite; nothing was pruned")
 
     def check_not_factored(self, missing):
         for i, layer in enumerate(self.layers):
@@ -89,23 +85,22 @@ class Scores:
     # ---- the stream ----
 
     def counted(self, which):
-        """(place in `which`, keys) of each chunk that is this rank's to score."""
+        """(place in `which`, keys) of each chunk that this rank counts: its shards, or its turn of the replicated chunks."""
+        turn = 0
         for place, i in enumerate(which):
-            for rows in self.chunks(i, self.ranks.rank):
-                yield place, self.keys(i, rows)
+            for rows in self.chunks(i):
+                if self.ranks.sharded or turn % self.ranks.size == self.ranks.rank:
+                    yield place, self.keys(i, rows)
+                turn += 1
 
-    def chunks(self, i, rank):
-        """Slices of the rows of layer i that are `rank`'s to score, the same ones in every pass: of a shard all, which is this rank's
-        own; of a replica an equal part, the first rank's first."""
-        layer, first, end = self.layers[i], 0, local(self.layers[i].parameter).shape[0]
-        multiple = self.pattern[1] if self.pattern and layer.input_dim == 0 else 1
-        size = CHUNK.get(self.device.type, 2**20)
-        if not self.ranks.sharded:
-            share = round_up(-(-end // self.ranks.size), multiple)
-            first, end = rank * share, min(end, (rank + 1) * share)
-            size = min(size, GATHERED // self.ranks.size)
-        step = round_up(max(1, size // max(1, layer.row_size)), multiple)
-        return [slice(start, min(start + step, end)) for start in range(first, end, step)]
+    def chunks(self, i):
+        """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these rows."""
+        layer = self.layers[i]
+        rows = local(layer.parameter).shape[0]
+        size = max(1, CHUNK.get(self.device.type, 2**20) // max(1, layer.row_size))
+        if self.pattern and layer.input_dim == 0:
+            size = math.ceil(size / self.pattern[1]) * self.pattern[1]
+        return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
     def keys(self, i, rows):
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
@@ -165,9 +160,12 @@ class Scores:
             raise ValueError(f"{self.layers[i].name}: the optimizer keeps quantised states, which cannot be set to zero by element")
         return [local(tensor) for tensor in (parameter, *states)]
 
-    def layers_with_nan(self, which):
-        """The names of the layers of `which` in which scores are NaN, on any rank. A collective."""
-        return self.named([i for i in which if any(self.score(i, rows).isnan().any() for rows in self.chunks(i, self.ranks.rank))])
+    def layer_with_nan(self, which):
+        """The name of a layer of `which` in which this rank's scores hold a NaN."""
+        for i in which:
+            if any(self.score(i, rows).isnan().any() for rows in self.chunks(i)):
+                return self.layers[i].name
+        return "a layer on another rank"
 
     # ---- buffers ----
 
@@ -181,10 +179,6 @@ class Scores:
             if name not in tensors:
                 raise ValueError(f"the saved state lacks {name}, which the criterion {self.criterion.__name__} needs")
             mine.copy_(tensors[name][layer.row : layer.row + mine.shape[0]])
-
-
-def round_up(number, multiple):
-    return -(-number // multiple) * multiple
 
 
 def check_optimizer(optimizer, layers):
