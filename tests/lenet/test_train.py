@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from torch._subclasses import FakeTensor
 
 from gpt2.parallel import has_compiler
 from lenet.data import load_digits
@@ -65,11 +64,19 @@ def test_with_adamwprune_movement_means_state(digits):
 
 
 def live_bytes():
-    """Bytes of every tensor that is alive, by storage."""
+    """{address: bytes} of the memory of every tensor that is alive."""
     gc.collect()
-    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and not isinstance(o, FakeTensor)]  # those hold nothing
+    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
     tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return dict(filter(None, map(memory_of, tensors)))
+
+
+def memory_of(tensor):
+    """(address, bytes), or None for a tensor that has no memory, such as those that torch.compile traces with and keeps."""
+    try:
+        return tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+    except RuntimeError:
+        return None
 
 
 @pytest.mark.parametrize("optimizer, method", [*((optimizer, "none") for optimizer in OPTIMIZERS), *METHODS])
