@@ -133,15 +133,16 @@ class Pruner:
         total = round(sparsity * self.prunable)
         if total <= self.pruned:
             return
-        self.check_none_came_back()
+        zeros = self.zeros()
+        self.check_none_came_back(sum(zeros))
         self.scores.prepare()
-        self.pruned = self.prune_globally(total) if self.allocation is None else self.prune_each_layer(total, sparsity)
+        self.pruned = self.prune_globally(total) if self.allocation is None else self.prune_each_layer(total, sparsity, zeros)
 
     # ---- an update ----
 
-    def check_none_came_back(self):
+    def check_none_came_back(self, zeros):
         """RuntimeError where fewer weights are zero than the last update left: the loop or the optimizer moves pruned ones."""
-        back = self.pruned - sum(self.zeros())
+        back = self.pruned - zeros
         if back > 0:
             raise RuntimeError(f"{back:,} of {self.pruned:,} pruned weights are not zero any more: call mask_gradients() after backward and before "
                                f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between")
@@ -169,13 +170,13 @@ class Pruner:
                 free.remove(i)
         return done
 
-    def prune_each_layer(self, total, sparsity):
-        """Prune each layer to its share by the allocation; returns how many are zero then."""
+    def prune_each_layer(self, total, sparsity, zeros):
+        """Prune each layer, of which `zeros` are zero already, to its share by the allocation; returns how many are zero then."""
         sizes = [layer.size for layer in self.layers]
         shares = list(self.allocation([layer.shape for layer in self.layers], sparsity))
         if len(shares) != len(sizes) or not all(math.isfinite(share) for share in shares):
             raise ValueError(f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers")
-        counts = exact_counts(shares, sizes, total, self.zeros())
+        counts = exact_counts(shares, sizes, total, zeros)
         return sum(self.apply([i], self.select([i], count), count) for i, count in enumerate(counts) if count)
 
     def select(self, which, k, scores=None):

@@ -12,7 +12,6 @@ from pruning.select import EXCLUDED, PRUNED, order_key
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1", "mean_exp_avg_sq")
-
 MATRIX_OPTIMIZERS = ("Muon", "Shampoo", "DistributedShampoo", "SOAP")  # with which zero gradients do not keep a weight at zero
 
 
