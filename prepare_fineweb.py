@@ -37,7 +37,11 @@ from gpt2.workers import pool
 
 FINEWEB = "HuggingFaceFW/fineweb-edu"
 BATCH = 2**20  # bytes of text that a worker gets at a time, or a little more
-BYTES_PER_TOKEN = {"gpt2": 5, "char": 4, "byte": 1}  # at most, in a text of some length: for guessing how much room shards need
+BYTES_PER_TOKEN = {
+    "gpt2": 5,
+    "char": 4,
+    "byte": 1,
+}  # at most, in a text of some length: for guessing how much room shards need
 
 
 class Batch(NamedTuple):
@@ -67,7 +71,9 @@ def encode(name, characters, texts):
     """The tokens of a Batch's pieces in one uint16 array, in a worker."""
     words = tokenizer.load(name, characters)
     start = np.array([words.end_of_text], np.uint16)
-    return np.concatenate([array for text, starts in texts for array in ([start] * starts + [words.encode(text.decode())])])
+    return np.concatenate(
+        [array for text, starts in texts for array in ([start] * starts + [words.encode(text.decode())])]
+    )
 
 
 def encoded(batches, workers, ahead, name, characters):
@@ -116,7 +122,14 @@ class Preparation:
 
     def __init__(self, args, source, identity, state):
         self.out_dir, self.args, self.source, self.identity = Path(args.out_dir), args, source, identity
-        self.state = state or identity | {"characters": "", "shards": [], "position": None, "taken": 0, "bytes": 0, "done": 0.0}
+        self.state = state or identity | {
+            "characters": "",
+            "shards": [],
+            "position": None,
+            "taken": 0,
+            "bytes": 0,
+            "done": 0.0,
+        }
         self.shard = None
 
     def save(self, **changes):
@@ -164,8 +177,10 @@ class Preparation:
     def require(self, needed, what):
         free = shutil.disk_usage(self.out_dir).free
         if free < needed:
-            raise UserError(f"--out_dir {self.out_dir}: {free / 1e9:.3g} GB are free, but {what} needs about {needed / 1e9:.3g} GB: "
-                            "free some space, then the same command continues, or choose another --out_dir")
+            raise UserError(
+                f"--out_dir {self.out_dir}: {free / 1e9:.3g} GB are free, but {what} needs about {needed / 1e9:.3g} GB: "
+                "free some space, then the same command continues, or choose another --out_dir"
+            )
 
     def run(self):
         with pool(self.args.workers) as workers:
@@ -188,7 +203,11 @@ class Preparation:
             for batch, tokens in encoded(read, workers, 4 * self.args.workers, words.name, words.characters):
                 self.add(batch, tokens, words.end_of_text)
                 total = self.tokens()
-                advance(bar, batch.done, f"{total / 1e6:,.1f} M tokens, {(total - self.before) / (time.perf_counter() - self.started) / 1e6:.2f} M/s")
+                advance(
+                    bar,
+                    batch.done,
+                    f"{total / 1e6:,.1f} M tokens, {(total - self.before) / (time.perf_counter() - self.started) / 1e6:.2f} M/s",
+                )
             advance(bar, 1.0)
         if self.shard:
             self.close_shard()
@@ -203,24 +222,49 @@ class Preparation:
         if len(shards) < 2:
             for path in [*(self.out_dir / shard["name"] for shard in shards), self.out_dir / PROGRESS]:
                 path.unlink()
-            raise UserError(f"the source has {self.tokens():,} tokens, which all went into the validation set: "
-                            "give a smaller --val_tokens")
+            raise UserError(
+                f"the source has {self.tokens():,} tokens, which all went into the validation set: "
+                "give a smaller --val_tokens"
+            )
         documents = sum(shard["documents"] for shard in shards)
-        write_json(self.out_dir / "meta.json", dict(
-            tokenizer=words.name, vocab_size=words.vocab_size, end_of_text=words.end_of_text, characters=words.characters, **self.identity,
-            documents=documents, bytes=self.state["bytes"], **counts, shards=shards))
+        write_json(
+            self.out_dir / "meta.json",
+            dict(
+                tokenizer=words.name,
+                vocab_size=words.vocab_size,
+                end_of_text=words.end_of_text,
+                characters=words.characters,
+                **self.identity,
+                documents=documents,
+                bytes=self.state["bytes"],
+                **counts,
+                shards=shards,
+            ),
+        )
         (self.out_dir / PROGRESS).unlink()
         total, seconds = self.tokens(), time.perf_counter() - self.started
-        lines = {"documents": f"{documents:,}", "tokens": f"{total:,}", "tokens a document": f"{total / documents:,.1f}",
-                 "bytes a token": f"{self.state['bytes'] / (total - documents):.3f}", "shards": f"{len(shards)} in {self.out_dir}",
-                 "seconds": f"{seconds:.1f}", "tokens a second": f"{(total - self.before) / seconds:,.0f}"}
+        lines = {
+            "documents": f"{documents:,}",
+            "tokens": f"{total:,}",
+            "tokens a document": f"{total / documents:,.1f}",
+            "bytes a token": f"{self.state['bytes'] / (total - documents):.3f}",
+            "shards": f"{len(shards)} in {self.out_dir}",
+            "seconds": f"{seconds:.1f}",
+            "tokens a second": f"{(total - self.before) / seconds:,.0f}",
+        }
         lines |= {f"documents {what}": f"{count:,}" for what, count in counts.items() if count}
         print("\n".join(f"{name:20}{value}" for name, value in lines.items()))
 
 
 def progress_bar(done=0.0, description=""):
     """A bar over the share of the source that was read."""
-    return tqdm(total=1.0, initial=done or 0.0, desc=description, bar_format="{percentage:3.0f}% |{bar}| {desc}  {elapsed}<{remaining}", dynamic_ncols=True)
+    return tqdm(
+        total=1.0,
+        initial=done or 0.0,
+        desc=description,
+        bar_format="{percentage:3.0f}% |{bar}| {desc}  {elapsed}<{remaining}",
+        dynamic_ncols=True,
+    )
 
 
 def advance(bar, done, description=None):
@@ -253,8 +297,10 @@ def prepare(args):
         for shard in found["shards"]:
             check_header(out_dir / shard["name"])
     if meta:
-        return print(f"{out_dir} is finished: {len(meta['shards'])} shards, {sum(shard['tokens'] for shard in meta['shards']):,} tokens; "
-                     f"to check them: prepare_fineweb.py --verify {out_dir}")
+        return print(
+            f"{out_dir} is finished: {len(meta['shards'])} shards, {sum(shard['tokens'] for shard in meta['shards']):,} tokens; "
+            f"to check them: prepare_fineweb.py --verify {out_dir}"
+        )
     source.open()
     preparation = Preparation(args, source, identity, state)
     try:
@@ -273,7 +319,9 @@ def prepare(args):
                     (out_dir / PROGRESS).unlink(missing_ok=True)  # nothing to continue: other arguments are as good
                 raise
     except OSError as error:
-        raise UserError(f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: the same command continues") from None
+        raise UserError(
+            f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: the same command continues"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -315,9 +363,15 @@ def what_is_in(out_dir):
     except FileNotFoundError:
         pass
     except ValueError as error:
-        raise UserError(f"{out_dir / PROGRESS}: is damaged ({error}): remove {out_dir}, or choose another --out_dir") from None
-    if out_dir.exists() and (others := sorted(path.name for path in out_dir.iterdir() if not path.name.startswith("."))):
-        raise UserError(f"--out_dir {out_dir}: holds something else ({', '.join(others[:3])}): choose another, or empty it")
+        raise UserError(
+            f"{out_dir / PROGRESS}: is damaged ({error}): remove {out_dir}, or choose another --out_dir"
+        ) from None
+    if out_dir.exists() and (
+        others := sorted(path.name for path in out_dir.iterdir() if not path.name.startswith("."))
+    ):
+        raise UserError(
+            f"--out_dir {out_dir}: holds something else ({', '.join(others[:3])}): choose another, or empty it"
+        )
     return None, None
 
 
@@ -326,11 +380,19 @@ def require_same(found, arguments, out_dir):
     for name in found | arguments:
         there, here = found.get(name), arguments.get(name)
         if there != here and name == "input" and there and here:
-            path, size = next(file for file in [*there, *here] if file not in there or file not in here or there.index(file) != here.index(file))
-            raise UserError(f"--out_dir {out_dir}: was begun with other --input files: {path} ({size} bytes) is new, changed, missing or in another "
-                            "place: give the same files, or another --out_dir")
+            path, size = next(
+                file
+                for file in [*there, *here]
+                if file not in there or file not in here or there.index(file) != here.index(file)
+            )
+            raise UserError(
+                f"--out_dir {out_dir}: was begun with other --input files: {path} ({size} bytes) is new, changed, missing or in another "
+                "place: give the same files, or another --out_dir"
+            )
         if there != here:
-            raise UserError(f"--out_dir {out_dir}: was begun with --{name} {there}, not {here}: give the same arguments, or another --out_dir")
+            raise UserError(
+                f"--out_dir {out_dir}: was begun with --{name} {there}, not {here}: give the same arguments, or another --out_dir"
+            )
 
 
 def number(text):
@@ -338,23 +400,48 @@ def number(text):
 
 
 def parse(arguments):
-    parser = Parser(prog="prepare_fineweb.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", metavar="PATH", help="your own text instead of the hub's: files, globs or folders of .parquet, .jsonl, .txt (the last two also .gz, .zst)")
-    parser.add_argument("--dataset", default=FINEWEB, help="dataset of the Hugging Face hub, or a folder of one (default: %(default)s)")
+    parser = Parser(
+        prog="prepare_fineweb.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="your own text instead of the hub's: files, globs or folders of .parquet, .jsonl, .txt (the last two also .gz, .zst)",
+    )
+    parser.add_argument(
+        "--dataset", default=FINEWEB, help="dataset of the Hugging Face hub, or a folder of one (default: %(default)s)"
+    )
     parser.add_argument("--name", help=f"its configuration (default: sample-10BT of {FINEWEB})")
     parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
     parser.add_argument("--revision", help="its commit or tag (default: the newest, which meta.json then names)")
-    parser.add_argument("--text_column", default="text", help="column, or key of a JSON line, that holds the text (default: %(default)s)")
-    parser.add_argument("--document_separator", metavar="LINE", help="line between two documents of a .txt (default: a file is one document)")
+    parser.add_argument(
+        "--text_column",
+        default="text",
+        help="column, or key of a JSON line, that holds the text (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--document_separator",
+        metavar="LINE",
+        help="line between two documents of a .txt (default: a file is one document)",
+    )
     parser.add_argument("--min_score", type=float, help="only documents whose column `score` is at least this")
     parser.add_argument("--max_tokens", type=number, help="only documents whose column `token_count` is at most this")
-    parser.add_argument("--skip_bad", action="store_true", help="leave out documents that are empty, null or no JSON, and count them, instead of stopping")
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help="leave out documents that are empty, null or no JSON, and count them, instead of stopping",
+    )
     parser.add_argument("--out_dir", default="data/fineweb_edu", help="folder for the shards (default: %(default)s)")
     parser.add_argument("--tokenizer", choices=tokenizer.NAMES, default="gpt2", help="(default: %(default)s)")
     parser.add_argument("--shard_size", type=number, default=100_000_000, help="tokens a shard (default: %(default)s)")
-    parser.add_argument("--val_tokens", type=number, help="tokens of the first shard, for validation (default: --shard_size)")
+    parser.add_argument(
+        "--val_tokens", type=number, help="tokens of the first shard, for validation (default: --shard_size)"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
-    parser.add_argument("--verify", metavar="DIR", help="check the shards in DIR, show some of their text, and do nothing else")
+    parser.add_argument(
+        "--verify", metavar="DIR", help="check the shards in DIR, show some of their text, and do nothing else"
+    )
     if "--document_separator" in arguments[:-1]:  # its value may begin with a dash
         where = arguments.index("--document_separator")
         arguments = [*arguments[:where], f"--document_separator={arguments[where + 1]}", *arguments[where + 2 :]]
@@ -373,7 +460,11 @@ def interrupt(*_):
 
 def main(arguments=None):
     signal.signal(signal.SIGTERM, interrupt)
-    with one_line_errors("prepare_fineweb.py", interrupted="interrupted; whole shards are kept: the same command continues", leave=sys.exit):
+    with one_line_errors(
+        "prepare_fineweb.py",
+        interrupted="interrupted; whole shards are kept: the same command continues",
+        leave=sys.exit,
+    ):
         args = parse(sys.argv[1:] if arguments is None else arguments)
         verify(args.verify) if args.verify else prepare(args)
 

@@ -34,7 +34,9 @@ def open_data(config):
     """The config with the data's vocabulary filled in, and the windows of training and validation."""
     of_data = read_meta(config.data_dir).get("vocab_size", 0)
     if 0 < config.vocab_size < of_data:
-        raise UserError(f"vocab_size={config.vocab_size} is smaller than the {of_data} of the tokenizer of {config.data_dir}; leave it away")
+        raise UserError(
+            f"vocab_size={config.vocab_size} is smaller than the {of_data} of the tokenizer of {config.data_dir}; leave it away"
+        )
     config = replace(config, vocab_size=config.vocab_size or of_data or 50257)
     splits = (find_shards(config.data_dir, split, config.data_format) for split in ("train", "val"))
     return config, *(Windows(shards, config.block_size, config.vocab_size) for shards in splits)
@@ -43,12 +45,24 @@ def open_data(config):
 def make_model(config):
     """A GPT initialised from the seed, or with the weights that init_from names."""
     torch.manual_seed(config.seed)
-    model = GPT(GPTConfig(config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd, config.dropout, config.bias))
+    model = GPT(
+        GPTConfig(
+            config.block_size,
+            config.vocab_size,
+            config.n_layer,
+            config.n_head,
+            config.n_embd,
+            config.dropout,
+            config.bias,
+        )
+    )
     if config.init_from == "gpt2":
         try:
             checkpoint.load_model(model, GPT.from_hugging_face("gpt2").tensors())
         except (ImportError, OSError) as error:
-            raise UserError(f"init_from=gpt2: Hugging Face's weights are not at hand: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"init_from=gpt2: Hugging Face's weights are not at hand: {str(error).splitlines()[0]}"
+            ) from None
     elif config.init_from not in ("auto", "scratch", "resume"):
         path, _ = checkpoint.at(config.init_from)
         checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
@@ -58,8 +72,10 @@ def make_model(config):
 def make_optimizer(model, config):
     """Fused AdamW; matrices decay, biases and normalisation do not."""
     parameters = list(model.parameters())
-    groups = [{"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 
 
@@ -67,8 +83,17 @@ def make_pruner(model, optimizer, config):
     """The Pruner that the config asks for, or None."""
     if config.criterion == "none":
         return None
-    return Pruner(model, optimizer, config.criterion, config.target_sparsity, config.schedule, config.prune_begin, config.prune_end,
-                  config.prune_interval, allocation=config.allocation)
+    return Pruner(
+        model,
+        optimizer,
+        config.criterion,
+        config.target_sparsity,
+        config.schedule,
+        config.prune_begin,
+        config.prune_end,
+        config.prune_interval,
+        allocation=config.allocation,
+    )
 
 
 def learning_rate(step, config):
@@ -90,8 +115,17 @@ def save(config, step, val_loss, model, optimizer, pruner, data):
     """Write the checkpoint of `step`."""
     parameters, state = model.tensors(), pruner.state_dict() if pruner else {"buffers": {}}
     buffers = {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
-    checkpoint.save(config.out_dir, step, parameters, checkpoint.optimizer_tensors(optimizer, parameters) | buffers,
-                    config.keep_checkpoints, config=asdict(config), data=data, val_loss=val_loss, pruner=state)
+    checkpoint.save(
+        config.out_dir,
+        step,
+        parameters,
+        checkpoint.optimizer_tensors(optimizer, parameters) | buffers,
+        config.keep_checkpoints,
+        config=asdict(config),
+        data=data,
+        val_loss=val_loss,
+        pruner=state,
+    )
 
 
 def restore(path, manifest, model, optimizer, pruner):
@@ -100,7 +134,9 @@ def restore(path, manifest, model, optimizer, pruner):
     tensors = checkpoint.load_tensors(path, "optimizer.safetensors")
     checkpoint.load_optimizer(optimizer, model.tensors(), tensors)
     if pruner:
-        buffers = {name.removeprefix("pruner."): tensor for name, tensor in tensors.items() if name.startswith("pruner.")}
+        buffers = {
+            name.removeprefix("pruner."): tensor for name, tensor in tensors.items() if name.startswith("pruner.")
+        }
         pruner.load_state_dict(manifest["pruner"] | {"buffers": buffers})
     return manifest["step"]
 
@@ -123,14 +159,21 @@ def train(config):
     fast = parallel.data_parallel(compiled, world)
 
     log = Log(config, world, start)
-    log.say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.tokens_per_step:,} tokens a step, {len(training):,} windows "
-            f"an epoch, {world.size} x {world.device.type} in {str(dtype)[6:]}{', compiled' if compiling else ''}"
-            + (f", continued from {found[0]}" if found else ""))
+    log.say(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.tokens_per_step:,} tokens a step, {len(training):,} windows "
+        f"an epoch, {world.size} x {world.device.type} in {str(dtype)[6:]}{', compiled' if compiling else ''}"
+        + (f", continued from {found[0]}" if found else "")
+    )
 
     # Each step: gradients of the micro-batches, mask, clip, AdamW, prune.
     micro_steps = config.gradient_accumulation_steps // world.size
     batches = TrainingBatches(training, config, world).from_step(start + 1)
-    loss_sum, steps_logged, pruning_time, clock = torch.zeros((), device=world.device), 0, Stopwatch(world.device), time.perf_counter()
+    loss_sum, steps_logged, pruning_time, clock = (
+        torch.zeros((), device=world.device),
+        0,
+        Stopwatch(world.device),
+        time.perf_counter(),
+    )
     for step in range(start + 1, config.max_iters + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
@@ -164,30 +207,51 @@ def train(config):
             continue
         train_loss = parallel.all_reduce_sum(loss_sum).item() / config.gradient_accumulation_steps
         if not math.isfinite(train_loss) or not math.isfinite(grad_norm):
-            raise UserError(f"step {step}: the loss is {train_loss}, the gradient's norm {grad_norm:.3g}; checkpoints up to here are whole: "
-                            "lower --learning_rate, or start from one of them with --init_from=FOLDER --out_dir=ANOTHER")
+            raise UserError(
+                f"step {step}: the loss is {train_loss}, the gradient's norm {grad_norm:.3g}; checkpoints up to here are whole: "
+                "lower --learning_rate, or start from one of them with --init_from=FOLDER --out_dir=ANOTHER"
+            )
         seconds = (time.perf_counter() - clock) / steps_logged
         prune_ms = 1000 * pruning_time.read() / steps_logged if pruner else None
         val_loss = evaluate(compiled, validation, config, world, dtype) if evaluating else None
-        log.write(step, dict(
-            train_loss=train_loss, val_loss=val_loss, learning_rate=learning_rate(step, config), grad_norm=grad_norm.item(),
-            sparsity=pruner.sparsity if pruner else None, tokens=step * config.tokens_per_step, step_ms=1000 * seconds, prune_ms=prune_ms,
-            tokens_per_second=config.tokens_per_step / seconds, mfu=parallel.mfu(model.flops_per_token() * config.tokens_per_step / seconds, world)))
+        log.write(
+            step,
+            dict(
+                train_loss=train_loss,
+                val_loss=val_loss,
+                learning_rate=learning_rate(step, config),
+                grad_norm=grad_norm.item(),
+                sparsity=pruner.sparsity if pruner else None,
+                tokens=step * config.tokens_per_step,
+                step_ms=1000 * seconds,
+                prune_ms=prune_ms,
+                tokens_per_second=config.tokens_per_step / seconds,
+                mfu=parallel.mfu(model.flops_per_token() * config.tokens_per_step / seconds, world),
+            ),
+        )
         if saving and world.is_main:
             save(config, step, val_loss, model, optimizer, pruner, data)
         steps_logged, clock = 0, time.perf_counter()
 
     picture = log.finish()
     if world.is_main:
-        print(f"finished {config.max_iters} steps" + (f" at {pruner.sparsity:.2%} sparsity" if pruner else "") + f", val_loss {val_loss:.4f}")
-        print(f"  checkpoints  {config.out_dir}/checkpoints\n  metrics      {config.out_dir}/metrics.jsonl\n  picture      {picture}")
+        print(
+            f"finished {config.max_iters} steps"
+            + (f" at {pruner.sparsity:.2%} sparsity" if pruner else "")
+            + f", val_loss {val_loss:.4f}"
+        )
+        print(
+            f"  checkpoints  {config.out_dir}/checkpoints\n  metrics      {config.out_dir}/metrics.jsonl\n  picture      {picture}"
+        )
         print(f"  try it       python -m gpt2.sample {config.out_dir}")
 
 
 def main(arguments):
     if "--help" in arguments or "-h" in arguments:
         return print(help_text())
-    with one_line_errors("train_gpt2.py", NotFiniteError, interrupted="interrupted; the same command continues from the last checkpoint"):
+    with one_line_errors(
+        "train_gpt2.py", NotFiniteError, interrupted="interrupted; the same command continues from the last checkpoint"
+    ):
         names = {"criterion": ("none", *CRITERIA), "schedule": tuple(SCHEDULES), "allocation": tuple(ALLOCATIONS)}
         train(load_config(arguments, names))
         parallel.stop()

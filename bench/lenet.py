@@ -47,7 +47,9 @@ def epoch(network, data_dir, batch_size=512):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="bench.lenet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench.lenet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", help="folder with MNIST's four IDX files; default: as lenet.train")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()

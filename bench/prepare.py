@@ -46,7 +46,18 @@ def tokenizer_alone(path):
 def whole_command(path, workers, out_dir):
     """(tokens a second, peak of the process and of its largest worker in MB) of prepare_fineweb.py."""
     shutil.rmtree(out_dir, ignore_errors=True)
-    command = [sys.executable, "prepare_fineweb.py", "--input", path, "--out_dir", out_dir, "--val_tokens", "1_000_000", "--workers", str(workers)]
+    command = [
+        sys.executable,
+        "prepare_fineweb.py",
+        "--input",
+        path,
+        "--out_dir",
+        out_dir,
+        "--val_tokens",
+        "1_000_000",
+        "--workers",
+        str(workers),
+    ]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peaks = {}
@@ -72,7 +83,11 @@ def children_of(pid):
 def peak_of(pid):
     """Highest resident set of a process in MB, or None once it is gone."""
     try:
-        return next(int(line.split()[1]) / 1000 for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+        return next(
+            int(line.split()[1]) / 1000
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
     except (OSError, StopIteration):
         return None
 
@@ -94,7 +109,9 @@ def loader(out_dir, block_size, batch_size, batches=2000):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="bench.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="parquet files with a column text")
     parser.add_argument("--repeat", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
@@ -109,16 +126,27 @@ def main():
             for workers in (1, 2):
                 results[workers].append(whole_command(text, workers, out_dir))
         alone = statistics.median(results["alone"])
-        ratios = {workers: statistics.median(rate / base for (rate, *_), base in zip(results[workers], results["alone"])) for workers in (1, 2)}
-        print(f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {args.rounds} rounds, medians")
+        ratios = {
+            workers: statistics.median(rate / base for (rate, *_), base in zip(results[workers], results["alone"]))
+            for workers in (1, 2)
+        }
+        print(
+            f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {args.rounds} rounds, medians"
+        )
         print(f"tiktoken's encode_ordinary, alone   {alone:12,.0f} tokens/s")
         for workers in (1, 2):
             rate, own, worker = (statistics.median(column) for column in zip(*results[workers]))
-            print(f"prepare_fineweb.py, {workers} worker{'s' * (workers > 1)}       {' ' * (workers < 2)}{rate:12,.0f} tokens/s  {ratios[workers]:5.2f} of it   "
-                  f"{own:.0f} MB, a worker {worker:.0f} MB")
-        print(f"two workers against one             {statistics.median(two / one for (one, *_), (two, *_) in zip(results[1], results[2])):12.2f}x")
+            print(
+                f"prepare_fineweb.py, {workers} worker{'s' * (workers > 1)}       {' ' * (workers < 2)}{rate:12,.0f} tokens/s  {ratios[workers]:5.2f} of it   "
+                f"{own:.0f} MB, a worker {worker:.0f} MB"
+            )
+        print(
+            f"two workers against one             {statistics.median(two / one for (one, *_), (two, *_) in zip(results[1], results[2])):12.2f}x"
+        )
         for block_size, batch_size in ((128, 32), (1024, 16)):
-            print(f"loader, {batch_size:2} x {block_size:4}                    {loader(out_dir, block_size, batch_size):12,.0f} tokens/s")
+            print(
+                f"loader, {batch_size:2} x {block_size:4}                    {loader(out_dir, block_size, batch_size):12,.0f} tokens/s"
+            )
 
 
 if __name__ == "__main__":

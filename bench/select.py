@@ -73,7 +73,12 @@ def global_unstructured(model, optimizer):
     prune.global_unstructured(list(scores), prune.L1Unstructured, importance_scores=scores, amount=0.5)
 
 
-WAYS = {"streaming (this library)": streaming, "scoring + kthvalue": with_kthvalue, "scoring + topk": with_topk, "global_unstructured": global_unstructured}
+WAYS = {
+    "streaming (this library)": streaming,
+    "scoring + kthvalue": with_kthvalue,
+    "scoring + topk": with_topk,
+    "global_unstructured": global_unstructured,
+}
 
 
 def measure(way, layers, width, device):
@@ -132,7 +137,9 @@ def over_ranks(kind, layers, width, rounds):
             with tempfile.TemporaryDirectory() as folder:
                 torch.multiprocessing.spawn(on_rank, (ranks, f"{folder}/store", kind, layers, width, results), ranks)
             measured.append(results.get())
-    for what, one, two in zip(("threshold", "whole update"), *(map(statistics.median, zip(*measured)) for measured in seconds.values())):
+    for what, one, two in zip(
+        ("threshold", "whole update"), *(map(statistics.median, zip(*measured)) for measured in seconds.values())
+    ):
         print(f"{kind:6} {what:13} 1 rank {one:.3f} s, 2 ranks {two:.3f} s, ratio {one / two:.2f}", flush=True)
 
 
@@ -153,14 +160,18 @@ def compare(layers, width, device, rounds, ways):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bench.select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {args.rounds} rounds, in turn")
+    print(
+        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {args.rounds} rounds, in turn"
+    )
     if args.device == "cuda":  # kernels are loaded on first use
         for way in WAYS:
             measure(way, 1, 256, args.device)
@@ -168,7 +179,9 @@ def main():
     for factor in (2, 4):
         compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
     if args.device == "cpu":
-        print("\nThe first of these on ranks of one thread; under DDP the last pass, which scores again and sets to zero, is every rank's own")
+        print(
+            "\nThe first of these on ranks of one thread; under DDP the last pass, which scores again and sets to zero, is every rank's own"
+        )
         for kind in ("DDP", "FSDP2"):
             over_ranks(kind, args.layers, args.width, args.rounds)
 

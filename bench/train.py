@@ -32,8 +32,10 @@ from gpt2.model import GPT, GPTConfig
 from train_gpt2 import make_optimizer
 
 SIZE = dict(block_size=256, n_layer=6, n_head=8, n_embd=256)
-QUICKSTART = ("config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
-              "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0").split()
+QUICKSTART = (
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
+    "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+).split()
 
 
 def ours(vocab_size, batch_size):
@@ -42,7 +44,10 @@ def ours(vocab_size, batch_size):
     config = Config(vocab_size=vocab_size, **SIZE)
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=vocab_size, **SIZE)).to(world.device)
-    dtype, compiling = parallel.compute_dtype("auto", world.device), parallel.should_compile("auto", world.device, vocab_size)
+    dtype, compiling = (
+        parallel.compute_dtype("auto", world.device),
+        parallel.should_compile("auto", world.device, vocab_size),
+    )
     fast = torch.compile(model) if compiling else model
     optimizer = make_optimizer(model, config)
 
@@ -106,7 +111,12 @@ def compare_steps(vocab_size, batch_size, rounds):
     seconds = interleaved(steps, vocab_size, batch_size, rounds)
     rates = {name: batch_size * SIZE["block_size"] / taken for name, taken in seconds.items()}
     ratio = f"  ratio {rates['this loop'] / rates['nanoGPT']:.2f}x" if "nanoGPT" in rates else ""
-    print(f"vocabulary {vocab_size:6,}  " + "  ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in rates.items()) + f"{ratio}  ({how})", flush=True)
+    print(
+        f"vocabulary {vocab_size:6,}  "
+        + "  ".join(f"{name} {rate:,.0f} tokens/s" for name, rate in rates.items())
+        + f"{ratio}  ({how})",
+        flush=True,
+    )
 
 
 def compare_runs(text_path):
@@ -116,8 +126,22 @@ def compare_runs(text_path):
         folder = Path(folder)
         here = Path(__file__).parent.parent
         quiet = dict(check=True, stdout=subprocess.PIPE, text=True)
-        subprocess.run([sys.executable, "prepare_fineweb.py", "--input", text_path, "--tokenizer", "char", "--val_tokens", str(len(text) // 10),
-                        "--out_dir", folder / "data"], cwd=here, **quiet)
+        subprocess.run(
+            [
+                sys.executable,
+                "prepare_fineweb.py",
+                "--input",
+                text_path,
+                "--tokenizer",
+                "char",
+                "--val_tokens",
+                str(len(text) // 10),
+                "--out_dir",
+                folder / "data",
+            ],
+            cwd=here,
+            **quiet,
+        )
         if os.environ.get("NANOGPT"):
             checkout = folder / "nanoGPT"
             shutil.copytree(os.environ["NANOGPT"], checkout, ignore=shutil.ignore_patterns(".git", "data", "out*"))
@@ -127,11 +151,22 @@ def compare_runs(text_path):
             last = [line for line in done.stdout.splitlines() if "val loss" in line][-1]
             print(f"nanoGPT's CPU quickstart   {time.perf_counter() - begin:6.1f} s   {last}", flush=True)
         begin = time.perf_counter()
-        subprocess.run([sys.executable, "train_gpt2.py", "config/shakespeare_char.py", f"--data_dir={folder / 'data'}", f"--out_dir={folder / 'run'}"],
-                       cwd=here, **quiet)
+        subprocess.run(
+            [
+                sys.executable,
+                "train_gpt2.py",
+                "config/shakespeare_char.py",
+                f"--data_dir={folder / 'data'}",
+                f"--out_dir={folder / 'run'}",
+            ],
+            cwd=here,
+            **quiet,
+        )
         seconds = time.perf_counter() - begin
         last = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-        print(f"config/shakespeare_char.py {seconds:6.1f} s   step {last['step']}: val loss {last['val_loss']:.4f} at {last['sparsity']:.0%} sparsity")
+        print(
+            f"config/shakespeare_char.py {seconds:6.1f} s   step {last['step']}: val loss {last['val_loss']:.4f} at {last['sparsity']:.0%} sparsity"
+        )
 
 
 def write_nanogpt_data(text, folder):
@@ -147,12 +182,16 @@ def write_nanogpt_data(text, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m bench.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=8, help="steps of each that count")
     parser.add_argument("--shakespeare", metavar="INPUT.TXT", help="compare whole runs on this text instead")
     args = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
     if args.shakespeare:
         compare_runs(args.shakespeare)
     else:

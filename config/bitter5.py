@@ -1,6 +1,6 @@
 """GPT-2 124M pruned to 50 % by bitter5 (see pruning/criteria.py): tokens, schedule and evaluation as in every recipe here.
 
-    torchrun --nproc_per_node=4 train_gpt2.py config/bitter5.py
+torchrun --nproc_per_node=4 train_gpt2.py config/bitter5.py
 """
 
 out_dir = "out/bitter5"

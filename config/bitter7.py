@@ -1,6 +1,6 @@
 """GPT-2 124M pruned to 50 % by |w|·v^¼, from Adam's second moment: the tokens, schedule and evaluation of every recipe here are the same.
 
-    torchrun --nproc_per_node=4 train_gpt2.py config/bitter7.py
+torchrun --nproc_per_node=4 train_gpt2.py config/bitter7.py
 """
 
 out_dir = "out/bitter7"

@@ -32,8 +32,11 @@ def digest(path):
 
 def optimizer_tensors(optimizer, parameters):
     """The optimizer's state as a flat dict, "PARAMETER.STATE" -> tensor; parameters: name -> parameter."""
-    return {f"{name}.{key}": value.detach() for name, parameter in parameters.items()
-            for key, value in optimizer.state[parameter].items()}
+    return {
+        f"{name}.{key}": value.detach()
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
 def load_optimizer(optimizer, parameters, tensors):
@@ -115,7 +118,9 @@ def at(path):
             raise UserError(f"{path}: damaged checkpoint: {error}") from None
     found = newest(path)
     if found is None:
-        raise UserError(f"{path}: holds no checkpoint (expected the out_dir of a run, or one of its checkpoints/step-... folders)")
+        raise UserError(
+            f"{path}: holds no checkpoint (expected the out_dir of a run, or one of its checkpoints/step-... folders)"
+        )
     return found
 
 
@@ -131,11 +136,15 @@ def load_model(model, tensors):
     """Copy `tensors` into the parameters of the same names; UserError where names or shapes differ."""
     parameters = model.tensors()
     if parameters.keys() != tensors.keys():
-        raise UserError(f"the checkpoint holds other parameters: {sorted(parameters.keys() ^ tensors.keys())[:4]} are in one only")
+        raise UserError(
+            f"the checkpoint holds other parameters: {sorted(parameters.keys() ^ tensors.keys())[:4]} are in one only"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             if parameter.shape != tensors[name].shape:
-                raise UserError(f"{name}: {list(tensors[name].shape)} in the checkpoint, {list(parameter.shape)} in the model")
+                raise UserError(
+                    f"{name}: {list(tensors[name].shape)} in the checkpoint, {list(parameter.shape)} in the model"
+                )
             parameter.copy_(tensors[name])
 
 
@@ -172,18 +181,26 @@ def find_on_main(config, data):
         raise UserError(f"{out_dir} holds a run of another architecture: {'; '.join(changed)}; {elsewhere}")
     changed = differences(theirs, ours, [name for name in ours if name not in MAY_CHANGE])
     if changed and config.init_from != "resume":
-        raise UserError(f"{out_dir} holds another run: {'; '.join(changed)}; {elsewhere}, or continue it so with --init_from=resume")
+        raise UserError(
+            f"{out_dir} holds another run: {'; '.join(changed)}; {elsewhere}, or continue it so with --init_from=resume"
+        )
     if found is None:
         if config.init_from == "resume":
-            raise UserError(f"init_from=resume: {out_dir} holds no whole checkpoint; leave --init_from away to start over there")
+            raise UserError(
+                f"init_from=resume: {out_dir} holds no whole checkpoint; leave --init_from away to start over there"
+            )
         return None
     path, manifest = found
     if manifest["step"] >= config.max_iters:
-        raise UserError(f"the run in {out_dir} is finished ({manifest['step']} of {config.max_iters} steps); {elsewhere}, "
-                        "or train on with --init_from=resume and a larger --max_iters")
+        raise UserError(
+            f"the run in {out_dir} is finished ({manifest['step']} of {config.max_iters} steps); {elsewhere}, "
+            "or train on with --init_from=resume and a larger --max_iters"
+        )
     if manifest["data"] != data:
         there, here = ({tuple(shard) for shard in shards} for shards in (manifest["data"], data))
         names = ", ".join(sorted({name for name, _ in there ^ here})[:4])
-        raise UserError(f"{config.data_dir}: not the shards that the run in {out_dir} was trained on; added, removed or changed: {names}; "
-                        f"restore them, or {elsewhere}")
+        raise UserError(
+            f"{config.data_dir}: not the shards that the run in {out_dir} was trained on; added, removed or changed: {names}; "
+            f"restore them, or {elsewhere}"
+        )
     return path, manifest

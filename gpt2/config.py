@@ -22,21 +22,31 @@ class Config:
     # where things lie
     out_dir: str = option("out/gpt2_124m", "folder of the run: config.json, metrics.jsonl, checkpoints/, training.png")
     data_dir: str = option("data/fineweb_edu", "folder of the token shards that prepare_fineweb.py writes")
-    data_format: str = option("shards", "shards: with a header, as prepare_fineweb.py and llm.c write them; raw: without, as nanoGPT's train.bin and val.bin",
-                              choices=("shards", "raw"))
-    init_from: str = option("auto", "auto: continue the run in out_dir if there is one, else start; scratch: start, refuse to continue; "
-                            "resume: continue, also with changed settings; gpt2: Hugging Face's weights; or a checkpoint's folder")
+    data_format: str = option(
+        "shards",
+        "shards: with a header, as prepare_fineweb.py and llm.c write them; raw: without, as nanoGPT's train.bin and val.bin",
+        choices=("shards", "raw"),
+    )
+    init_from: str = option(
+        "auto",
+        "auto: continue the run in out_dir if there is one, else start; scratch: start, refuse to continue; "
+        "resume: continue, also with changed settings; gpt2: Hugging Face's weights; or a checkpoint's folder",
+    )
     # the model
     n_layer: int = option(12, "transformer blocks", at_least=1)
     n_head: int = option(12, "attention heads a block", at_least=1)
     n_embd: int = option(768, "width of the residual stream", at_least=1)
     block_size: int = option(1024, "context length, tokens", at_least=1)
-    vocab_size: int = option(0, "tokens of the vocabulary; 0: as the data's meta.json says, else GPT-2's 50257", at_least=0)
+    vocab_size: int = option(
+        0, "tokens of the vocabulary; 0: as the data's meta.json says, else GPT-2's 50257", at_least=0
+    )
     dropout: float = option(0.0, "probability of dropping an activation", at_least=0.0, below=1.0)
     bias: bool = option(True, "biases in Linear and LayerNorm, as in GPT-2")
     # the batch of an optimizer step: batch_size * gradient_accumulation_steps sequences
     batch_size: int = option(16, "sequences in a micro-batch", at_least=1)
-    gradient_accumulation_steps: int = option(32, "micro-batches in a step over all ranks together; divisible by their number", at_least=1)
+    gradient_accumulation_steps: int = option(
+        32, "micro-batches in a step over all ranks together; divisible by their number", at_least=1
+    )
     # the optimizer, AdamW
     learning_rate: float = option(6e-4, "highest learning rate, reached after warm-up", above=0.0)
     min_lr: float = option(-1.0, "learning rate at the end of the cosine; -1: a tenth of learning_rate")
@@ -50,7 +60,9 @@ class Config:
     grad_clip: float = option(1.0, "clip the gradient's global norm to this; 0: no clipping", at_least=0.0)
     # pruning
     criterion: str = option("none", "what ranks the weights: a name of pruning/criteria.py; none trains dense")
-    target_sparsity: float = option(0.5, "share of the prunable weights that is zero at the end", at_least=0.0, below=1.0)
+    target_sparsity: float = option(
+        0.5, "share of the prunable weights that is zero at the end", at_least=0.0, below=1.0
+    )
     schedule: str = option("gmp", "how sparsity rises from prune_begin to prune_end: a name of pruning/schedule.py")
     allocation: str = option("global", "how sparsity is spread over layers: a name of pruning/allocation.py")
     prune_begin: int = option(-1, "step of the first update; -1: a quarter of max_iters", at_least=-1)
@@ -68,9 +80,14 @@ class Config:
     # the machine
     seed: int = option(1337, "seed of initialisation, order of the data and dropout", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda or mps")
-    dtype: str = option("auto", "auto: bfloat16 where the machine computes in it, else float32", choices=("auto", "float32", "bfloat16"))
-    compile: bool | str = option("auto", "torch.compile; auto: on CUDA, and on a CPU with a C++ compiler when the vocabulary is large",
-                                 choices=("auto", True, False))
+    dtype: str = option(
+        "auto", "auto: bfloat16 where the machine computes in it, else float32", choices=("auto", "float32", "bfloat16")
+    )
+    compile: bool | str = option(
+        "auto",
+        "torch.compile; auto: on CUDA, and on a CPU with a C++ compiler when the vocabulary is large",
+        choices=("auto", True, False),
+    )
     parallel: str = option("ddp", "how several ranks share the work", choices=("ddp",))
 
     @property
@@ -81,8 +98,23 @@ class Config:
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 # What may change between stop and restart without making it another run.
-MAY_CHANGE = {"out_dir", "data_dir", "data_format", "eval_interval", "log_interval", "checkpoint_interval", "keep_checkpoints", "wandb_log",
-              "wandb_project", "wandb_run_name", "device", "dtype", "compile", "parallel", "init_from"}
+MAY_CHANGE = {
+    "out_dir",
+    "data_dir",
+    "data_format",
+    "eval_interval",
+    "log_interval",
+    "checkpoint_interval",
+    "keep_checkpoints",
+    "wandb_log",
+    "wandb_project",
+    "wandb_run_name",
+    "device",
+    "dtype",
+    "compile",
+    "parallel",
+    "init_from",
+}
 ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
 
 USAGE = "usage: train_gpt2.py [FILE.py ...] [--key=value ...]      (under python or torchrun)"
@@ -152,7 +184,9 @@ def checked(values, where, problems):
         if kind is float and type(value) is int:
             value = float(value)
         if kind != bool | str and type(value) is not kind:
-            problems.append(f"{where}{key}={value!r}: expected {kind.__name__}, for example {key}={Config.__dataclass_fields__[key].default!r}")
+            problems.append(
+                f"{where}{key}={value!r}: expected {kind.__name__}, for example {key}={Config.__dataclass_fields__[key].default!r}"
+            )
         else:
             good[key] = value
     return good
@@ -188,7 +222,11 @@ def impossible(config, names):
             problems.append(f"{key}={value}: expected one of {listed}{nearest(value, choices)}")
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{key}={value}: expected a finite number")
-        for bound, sign, holds in (("above", ">", float.__gt__), ("at_least", ">=", float.__ge__), ("below", "<", float.__lt__)):
+        for bound, sign, holds in (
+            ("above", ">", float.__gt__),
+            ("at_least", ">=", float.__ge__),
+            ("below", "<", float.__lt__),
+        ):
             if limits[bound] is not None and not holds(float(value), float(limits[bound])):
                 problems.append(f"{key}={value}: expected {key} {sign} {limits[bound]}")
     if config.n_head > 0 and config.n_embd % config.n_head:
@@ -196,11 +234,19 @@ def impossible(config, names):
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if config.gradient_accumulation_steps % world_size:
         fit = max(1, config.gradient_accumulation_steps // world_size) * world_size
-        problems.append(f"gradient_accumulation_steps={config.gradient_accumulation_steps} is not divisible by the {world_size} ranks; "
-                        f"try --gradient_accumulation_steps={fit}")
-    if config.criterion != "none" and config.prune_begin != -1 and not 1 <= config.prune_begin <= config.prune_end <= config.max_iters:
-        problems.append(f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end <= "
-                        f"max_iters={config.max_iters}")
+        problems.append(
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps} is not divisible by the {world_size} ranks; "
+            f"try --gradient_accumulation_steps={fit}"
+        )
+    if (
+        config.criterion != "none"
+        and config.prune_begin != -1
+        and not 1 <= config.prune_begin <= config.prune_end <= config.max_iters
+    ):
+        problems.append(
+            f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end <= "
+            f"max_iters={config.max_iters}"
+        )
     if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:
         problems.append(f"min_lr={config.min_lr}: expected 0 <= min_lr <= learning_rate={config.learning_rate}")
     return problems
@@ -208,12 +254,19 @@ def impossible(config, names):
 
 def differences(old, new, names):
     """'name is OLD there, NEW here' for each of `names` on which the dicts differ."""
-    return [f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)]
+    return [
+        f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)
+    ]
 
 
 def help_text():
     """All options with their defaults, as --help prints them."""
-    lines = [USAGE, "", "A FILE.py assigns options as plain Python: n_layer = 6. Later files and --key=value override earlier ones.", ""]
+    lines = [
+        USAGE,
+        "",
+        "A FILE.py assigns options as plain Python: n_layer = 6. Later files and --key=value override earlier ones.",
+        "",
+    ]
     for name, field in FIELDS.items():
         lines.append(f"  --{name}={field.default}".ljust(44) + f" {field.metadata['help']}")
     return "\n".join(lines)

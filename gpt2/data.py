@@ -30,8 +30,10 @@ class Windows:
         self.ends = np.cumsum([max(0, shard.tokens - 1) // block_size for shard in shards])
         if self.ends[-1] == 0:
             largest = max(shards, key=lambda shard: shard.tokens)
-            raise UserError(f"block_size={block_size} is larger than the data: {largest.path}, the largest of {len(shards)} such shards, "
-                            f"has {largest.tokens} tokens, and a window needs {block_size + 1}")
+            raise UserError(
+                f"block_size={block_size} is larger than the data: {largest.path}, the largest of {len(shards)} such shards, "
+                f"has {largest.tokens} tokens, and a window needs {block_size + 1}"
+            )
         if sum(shard.tokens for shard in shards) <= SCAN_TOKENS:
             for shard in shards:
                 check_tokens(shard.path, shard.read(), vocab_size)

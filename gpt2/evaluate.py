@@ -35,7 +35,9 @@ def load_run(path, device):
     config = Config(**checked(manifest["config"], f"{path}/manifest.json: ", problems))
     if problems:
         raise UserError("\n".join(problems))
-    model = GPT(GPTConfig(config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd, bias=config.bias))
+    model = GPT(
+        GPTConfig(config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd, bias=config.bias)
+    )
     checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
     return config, model.to(device).eval()
 
@@ -49,10 +51,16 @@ def main(arguments):
         args = parser.parse_args(arguments)
         world = parallel.start(args.device)
         config, model = load_run(args.out_dir, world.device)
-        validation = Windows(find_shards(args.data_dir or config.data_dir, "val", config.data_format), config.block_size, config.vocab_size)
+        validation = Windows(
+            find_shards(args.data_dir or config.data_dir, "val", config.data_format),
+            config.block_size,
+            config.vocab_size,
+        )
         loss = evaluate(model, validation, config, world, parallel.compute_dtype(config.dtype, world.device))
         if world.is_main:
-            print(f"val_loss {loss:.4f}  perplexity {math.exp(loss):.3f}  sequences {min(len(validation), config.eval_iters * config.batch_size)}")
+            print(
+                f"val_loss {loss:.4f}  perplexity {math.exp(loss):.3f}  sequences {min(len(validation), config.eval_iters * config.batch_size)}"
+            )
         parallel.stop()
 
 

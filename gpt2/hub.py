@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2.errors import UserError
 from gpt2.sources import Columns, Record
 
-HUB_PATIENCE = 6    # attempts in a row that bring no row, before a run gives up; the pauses between them double
+HUB_PATIENCE = 6  # attempts in a row that bring no row, before a run gives up; the pauses between them double
 ROWS_A_STATE = 100  # rows of the hub between two notes of where its reader stands
 
 
@@ -59,13 +59,19 @@ class Hub:
     def open(self):
         """Find out how much there is. UserError where the dataset cannot be had."""
         datasets, args = import_datasets(), self.args
-        self.load = lambda: datasets.load_dataset(args.dataset, args.name, split=args.split, streaming=True, revision=self.revision)
+        self.load = lambda: datasets.load_dataset(
+            args.dataset, args.name, split=args.split, streaming=True, revision=self.revision
+        )
         try:
             splits = self.load().info.splits or {}
         except (ConnectionError, datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            offline = not os.path.isdir(args.dataset) and (isinstance(error, ConnectionError) or "HF_HUB_OFFLINE" in os.environ)
+            offline = not os.path.isdir(args.dataset) and (
+                isinstance(error, ConnectionError) or "HF_HUB_OFFLINE" in os.environ
+            )
             what = "the Hugging Face hub cannot be reached" if offline else str(error).splitlines()[0]
-            raise UserError(f"{args.dataset}: {what}; text of your own is prepared with --input FILE_OR_GLOB ...") from None
+            raise UserError(
+                f"{args.dataset}: {what}; text of your own is prepared with --input FILE_OR_GLOB ..."
+            ) from None
         self.rows, self.bytes = (getattr(splits.get(args.split), what, None) for what in ("num_examples", "num_bytes"))
 
     def text_bytes(self):
@@ -105,6 +111,8 @@ class Hub:
             except Exception as error:  # every layer below has errors of its own
                 failures += 1
                 if failures == HUB_PATIENCE:
-                    raise UserError(f"{self.args.dataset}: cannot be read on ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                                    "the same command continues") from None
+                    raise UserError(
+                        f"{self.args.dataset}: cannot be read on ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                        "the same command continues"
+                    ) from None
                 time.sleep(2**failures)

@@ -69,10 +69,18 @@ class Log:
         return draw(Path(self.metrics.name).parent)
 
 
-COLUMNS = (("step", "step", "{:6d}"), ("train_loss", "train_loss", "{:.4f}"), ("val_loss", "val_loss", "{:.4f}"),
-           ("sparsity", "sparsity", "{:6.2%}"), ("learning_rate", "lr", "{:.2e}"), ("grad_norm", "grad_norm", "{:.2f}"),
-           ("tokens_per_second", "tokens/s", "{:,.0f}"), ("mfu", "mfu", "{:.1%}"), ("step_ms", "ms/step", "{:.1f}"),
-           ("prune_ms", "prune_ms", "{:.2f}"))
+COLUMNS = (
+    ("step", "step", "{:6d}"),
+    ("train_loss", "train_loss", "{:.4f}"),
+    ("val_loss", "val_loss", "{:.4f}"),
+    ("sparsity", "sparsity", "{:6.2%}"),
+    ("learning_rate", "lr", "{:.2e}"),
+    ("grad_norm", "grad_norm", "{:.2f}"),
+    ("tokens_per_second", "tokens/s", "{:,.0f}"),
+    ("mfu", "mfu", "{:.1%}"),
+    ("step_ms", "ms/step", "{:.1f}"),
+    ("prune_ms", "prune_ms", "{:.2f}"),
+)
 
 
 def read_metrics(path):
@@ -92,8 +100,14 @@ def start_wandb(config, out_dir):
     path = out_dir / "wandb_id"
     if not path.exists():
         write_atomically(path, secrets.token_hex(4).encode())
-    return wandb.init(project=config.wandb_project, name=config.wandb_run_name or out_dir.name, id=path.read_text(), resume="allow",
-                      dir=os.fspath(out_dir), config=asdict(config))
+    return wandb.init(
+        project=config.wandb_project,
+        name=config.wandb_run_name or out_dir.name,
+        id=path.read_text(),
+        resume="allow",
+        dir=os.fspath(out_dir),
+        config=asdict(config),
+    )
 
 
 class Stopwatch:
@@ -135,8 +149,10 @@ def draw(out_dir):
 
     lines = read_metrics(out_dir / "metrics.jsonl")
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, label, style in (("train_loss", "training loss", dict(color="#0072B2", linewidth=1)),
-                               ("val_loss", "validation loss", dict(color="#D55E00", marker="o", markersize=4))):
+    for name, label, style in (
+        ("train_loss", "training loss", dict(color="#0072B2", linewidth=1)),
+        ("val_loss", "validation loss", dict(color="#D55E00", marker="o", markersize=4)),
+    ):
         points = [(line["step"], line[name]) for line in lines if name in line]
         if points:
             axis.plot(*zip(*points), label=label, **style)

@@ -47,7 +47,9 @@ def attend(q, k, v, dropout):
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 512:
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=True).to(q.dtype)
+            return F.scaled_dot_product_attention(
+                q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=True
+            ).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
 
 
@@ -82,12 +84,14 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(dict(
-            wte=nn.Embedding(config.vocab_size, config.n_embd),
-            wpe=nn.Embedding(config.block_size, config.n_embd),
-            h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
-        ))
+        self.transformer = nn.ModuleDict(
+            dict(
+                wte=nn.Embedding(config.vocab_size, config.n_embd),
+                wpe=nn.Embedding(config.block_size, config.n_embd),
+                h=nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+                ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
+            )
+        )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
         self.initialise()
@@ -158,8 +162,14 @@ class GPT(nn.Module):
 
             source = GPT2LMHeadModel.from_pretrained(source)
         theirs = source.config
-        config = GPTConfig(block_size=theirs.n_positions, vocab_size=theirs.vocab_size, n_layer=theirs.n_layer,
-                           n_head=theirs.n_head, n_embd=theirs.n_embd, dropout=dropout)
+        config = GPTConfig(
+            block_size=theirs.n_positions,
+            vocab_size=theirs.vocab_size,
+            n_layer=theirs.n_layer,
+            n_head=theirs.n_head,
+            n_embd=theirs.n_embd,
+            dropout=dropout,
+        )
         model, weights = cls(config), source.state_dict()
         conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # kept as [in, out] there, [out, in] here
         with torch.no_grad():

@@ -37,13 +37,17 @@ def start(device="auto"):
         here = ", ".join(name for name, there in available.items() if there)
         raise UserError(f"device={device}: not on this machine, which has {here}")
     if device == "cuda" and local_rank >= torch.cuda.device_count():
-        raise UserError(f"rank {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; lower --nproc_per_node")
+        raise UserError(
+            f"rank {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; lower --nproc_per_node"
+        )
     device = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
     if "RANK" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+        )
     return World(int(os.environ.get("RANK", 0)), size, device)
 
 
@@ -99,8 +103,12 @@ def data_parallel(model, world):
     """The model under DDP where there are several ranks: gradients are averaged over them."""
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None,
-                                   broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+    )
 
 
 def averaging(model, on):
@@ -125,8 +133,17 @@ def from_main(value, world):
 
 
 PEAK_FLOPS = {  # dense bfloat16 FLOP/s of the makers' data sheets, by what torch calls the device
-    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "B200": 2250e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "B200": 2250e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
 }
 
 

@@ -36,19 +36,27 @@ def sample(args):
     meta = read_meta(config.data_dir)
     words = tokenizer.load(meta.get("tokenizer", "gpt2"), meta.get("characters", ""))
     if words.vocab_size > config.vocab_size:
-        raise UserError(f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; was the data prepared anew?")
+        raise UserError(
+            f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; was the data prepared anew?"
+        )
     prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)
     generator = torch.Generator(world.device).manual_seed(args.seed)
     dtype = parallel.compute_dtype(config.dtype, world.device)
     for number in range(args.num_samples):
         with parallel.autocast(world.device, dtype):
             tokens = generate(model, prompt, args.max_new_tokens, args.temperature, args.top_k, generator)
-        print(words.decode(tokens[0].tolist()) + ("\n---------------" if number + 1 < args.num_samples else ""), flush=True)
+        print(
+            words.decode(tokens[0].tolist()) + ("\n---------------" if number + 1 < args.num_samples else ""),
+            flush=True,
+        )
 
 
 def main(arguments):
-    parser = Parser(prog="python -m gpt2.sample", description=__doc__.partition(":")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="python -m gpt2.sample",
+        description=__doc__.partition(":")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("out_dir", help="folder of a run (its newest checkpoint) or of one checkpoint")
     parser.add_argument("--prompt", default="", help="the text to continue; empty: a new document")
     parser.add_argument("--num_samples", type=int, default=1)

@@ -36,7 +36,11 @@ class Shard:
 
     def read(self):
         """The tokens, uint16, memory-mapped for reading from one end to the other."""
-        return np.memmap(self.path, dtype="<u2", mode="r", offset=self.offset, shape=(self.tokens,)) if self.tokens else np.empty(0, "<u2")
+        return (
+            np.memmap(self.path, dtype="<u2", mode="r", offset=self.offset, shape=(self.tokens,))
+            if self.tokens
+            else np.empty(0, "<u2")
+        )
 
 
 def read_meta(data_dir):
@@ -59,13 +63,17 @@ def find_shards(data_dir, split, data_format="shards"):
     if not folder.is_dir():
         raise UserError(f"data_dir={data_dir}: no such folder; prepare_fineweb.py --out_dir={data_dir} writes one")
     if (folder / PROGRESS).exists() and not (folder / "meta.json").exists():
-        raise UserError(f"data_dir={data_dir}: is not all there: the prepare_fineweb.py command that began it, given again, finishes it "
-                        f"(or remove its {PROGRESS} to train on the shards so far)")
+        raise UserError(
+            f"data_dir={data_dir}: is not all there: the prepare_fineweb.py command that began it, given again, finishes it "
+            f"(or remove its {PROGRESS} to train on the shards so far)"
+        )
     name = re.compile(rf"(.*_)?{split}(_\d+)?\.bin")
     check = raw_shard if data_format == "raw" else check_header
     shards = [check(path) for path in sorted(folder.iterdir()) if name.fullmatch(path.name)]
     if not shards:
-        raise UserError(f"data_dir={data_dir}: holds no {split} shard (*_{split}_*.bin); prepare_fineweb.py --out_dir={data_dir} writes them")
+        raise UserError(
+            f"data_dir={data_dir}: holds no {split} shard (*_{split}_*.bin); prepare_fineweb.py --out_dir={data_dir} writes them"
+        )
     return shards
 
 
@@ -77,14 +85,18 @@ def check_header(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if len(header) < 3 or header[0] != MAGIC:
-        raise UserError(f"{path}: not a token shard: it does not start with {MAGIC} (prepare_fineweb.py writes shards; "
-                        "files without a header, as nanoGPT's, are read with --data_format=raw)")
+        raise UserError(
+            f"{path}: not a token shard: it does not start with {MAGIC} (prepare_fineweb.py writes shards; "
+            "files without a header, as nanoGPT's, are read with --data_format=raw)"
+        )
     if header[1] != VERSION:
         raise UserError(f"{path}: shard version {header[1]}, expected {VERSION}")
     expected, size = HEADER_BYTES + 2 * int(header[2]), os.path.getsize(path)
     if size != expected:
-        raise UserError(f"{path}: {size} bytes, expected {expected} for the {header[2]} tokens of its header: truncated or damaged; "
-                        "prepare it again")
+        raise UserError(
+            f"{path}: {size} bytes, expected {expected} for the {header[2]} tokens of its header: truncated or damaged; "
+            "prepare it again"
+        )
     return Shard(str(path), int(header[2]))
 
 
@@ -113,4 +125,6 @@ def tokens_of(shard):
 def check_tokens(path, tokens, vocab_size):
     """UserError where one of `tokens`, read from `path`, is outside the vocabulary."""
     if len(tokens) and (highest := int(tokens.max())) >= vocab_size:
-        raise UserError(f"{path}: holds token {highest}, but vocab_size={vocab_size}; was it prepared with another tokenizer?")
+        raise UserError(
+            f"{path}: holds token {highest}, but vocab_size={vocab_size}; was it prepared with another tokenizer?"
+        )

@@ -16,14 +16,16 @@ from typing import NamedTuple
 from gpt2.errors import UserError
 from gpt2.tokenizer import clean
 
-PIECE = 2**18          # bytes, or a little more, after which a long document is cut
-BLOCK = 2**20          # bytes read at a time
+PIECE = 2**18  # bytes, or a little more, after which a long document is cut
+BLOCK = 2**20  # bytes read at a time
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")
 # Where GPT-2's pattern always ends a token, whatever comes before and after: between a character that is no white space and
 # a space or line break. Of the characters beyond ASCII those whose first bytes white space shares (U+0080 to 00BF, 1000 to
 # 200F, 2028 to 2FFF, 3000) are not looked for.
-BOUNDARY = re.compile(rb"(?:[!-~]|[\xc3-\xdf][\x80-\xbf]|\xe2\x80[\x90-\xa7]|\xe3\x80[\x81-\xbf]|\xe3[\x81-\xbf][\x80-\xbf]"
-                      rb"|[\xe4-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})(?=[ \n])")
+BOUNDARY = re.compile(
+    rb"(?:[!-~]|[\xc3-\xdf][\x80-\xbf]|\xe2\x80[\x90-\xa7]|\xe3\x80[\x81-\xbf]|\xe3[\x81-\xbf][\x80-\xbf]"
+    rb"|[\xe4-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})(?=[ \n])"
+)
 
 
 class Record(NamedTuple):
@@ -61,8 +63,15 @@ class Columns:
     """What of a row (a mapping) becomes a document: the text, if the filters let it pass. Counts what they and skip_bad leave out."""
 
     def __init__(self, args):
-        self.text, self.min_score, self.max_tokens, self.skip_bad = args.text_column, args.min_score, args.max_tokens, args.skip_bad
-        self.names = [self.text] + ["score"] * (self.min_score is not None) + ["token_count"] * (self.max_tokens is not None)
+        self.text, self.min_score, self.max_tokens, self.skip_bad = (
+            args.text_column,
+            args.min_score,
+            args.max_tokens,
+            args.skip_bad,
+        )
+        self.names = (
+            [self.text] + ["score"] * (self.min_score is not None) + ["token_count"] * (self.max_tokens is not None)
+        )
         self.counts = {"filtered": 0, "skipped": 0}
 
     def check(self, place, there):
@@ -83,12 +92,15 @@ class Columns:
         elif isinstance(text, str | bytes | memoryview) and len(text):
             return utf8(text) if isinstance(text, str) else text
         else:
-            self.bad(f"{place}: {self.text!r} is {'null' if text is None else 'no text' if isinstance(text, int | float | list | dict) else 'empty'}")
+            self.bad(
+                f"{place}: {self.text!r} is {'null' if text is None else 'no text' if isinstance(text, int | float | list | dict) else 'empty'}"
+            )
 
     def wanted(self, row):
         """Whether the filters let the row pass; a missing number counts as 0. TypeError where there is something else than a number."""
-        return (self.min_score is None or (row.get("score") or 0) >= self.min_score) and \
-               (self.max_tokens is None or (row.get("token_count") or 0) <= self.max_tokens)
+        return (self.min_score is None or (row.get("score") or 0) >= self.min_score) and (
+            self.max_tokens is None or (row.get("token_count") or 0) <= self.max_tokens
+        )
 
     def bad(self, problem):
         if not self.skip_bad:
@@ -128,13 +140,17 @@ class Files:
 
         def record(document):
             text, starts, where, done = document
-            return Record(text, starts, {"file": index} | where | self.columns.counts, (before + done * self.sizes[index]) / whole)
+            return Record(
+                text, starts, {"file": index} | where | self.columns.counts, (before + done * self.sizes[index]) / whole
+            )
 
         for index in range(position["file"], len(self.paths)):
             path, before = self.paths[index], sum(self.sizes[:index])
             inside = position if index == position["file"] else {}
             with readable(path):
-                yield from map(record, documents(path, inside, self.columns, self.separator))  # which keeps no text while the next is read
+                yield from map(
+                    record, documents(path, inside, self.columns, self.separator)
+                )  # which keeps no text while the next is read
 
 
 def input_files(patterns):
@@ -142,9 +158,17 @@ def input_files(patterns):
     files = []
     for pattern in patterns:
         if os.path.isdir(pattern):
-            found = [path for path in sorted(map(str, Path(pattern).rglob("*"))) if has_known_ending(path) and os.path.isfile(path)]
+            found = [
+                path
+                for path in sorted(map(str, Path(pattern).rglob("*")))
+                if has_known_ending(path) and os.path.isfile(path)
+            ]
         else:
-            found = [pattern] if os.path.isfile(pattern) else [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+            found = (
+                [pattern]
+                if os.path.isfile(pattern)
+                else [path for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
+            )
         if not found:
             raise UserError(f"--input {pattern}: no such file, and no folder that holds {', '.join(ENDINGS)}")
         for path in found:
@@ -184,7 +208,11 @@ def documents(path, position, columns, separator):
         return parquet_documents(path, position, columns)
     if ".jsonl" in path:
         return json_documents(path, position, columns)
-    return text_documents(path, position, columns) if separator is None else separated_documents(path, position, columns, separator)
+    return (
+        text_documents(path, position, columns)
+        if separator is None
+        else separated_documents(path, position, columns, separator)
+    )
 
 
 def open_parquet(path):
@@ -215,7 +243,9 @@ def parquet_documents(path, position, columns):
             for i in range(len(texts)):
                 if row >= start:
                     buffer = texts[i].as_buffer()
-                    text = columns.document(buffer and memoryview(buffer), others[i] if others else {}, f"{path}: row {number}")
+                    text = columns.document(
+                        buffer and memoryview(buffer), others[i] if others else {}, f"{path}: row {number}"
+                    )
                     if text is not None:
                         yield text, True, {"row_group": group, "row": row}, number / metadata.num_rows
                     del buffer, text
@@ -231,7 +261,10 @@ def opened(path, offset):
         if path.endswith((".gz", ".zst")):
             import pyarrow
 
-            file = io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "gzip" if path.endswith(".gz") else "zstd"), BLOCK)
+            file = io.BufferedReader(
+                pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "gzip" if path.endswith(".gz") else "zstd"),
+                BLOCK,
+            )
             for start in range(0, offset, BLOCK):
                 file.read(min(BLOCK, offset - start))
         else:

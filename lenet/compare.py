@@ -36,7 +36,9 @@ def matrix(seeds, epochs=10, device="cpu"):
             runs[f"{optimizer}_baseline_seed{seed}"] = parse(common)
             for sparsity in SPARSITIES:
                 for method, flags in methods(optimizer).items():
-                    runs[f"{optimizer}_{method}_{sparsity}_seed{seed}"] = parse([*common, *flags, "--target-sparsity", str(sparsity / 100)])
+                    runs[f"{optimizer}_{method}_{sparsity}_seed{seed}"] = parse(
+                        [*common, *flags, "--target-sparsity", str(sparsity / 100)]
+                    )
     return runs
 
 
@@ -44,7 +46,9 @@ def methods(optimizer):
     """{name: flags of lenet.train}. AdamWPrune's `movement` is its bitter0, so it has no movement of its own."""
     if optimizer != "adamwprune":
         return {method: ["--pruning-method", method] for method in ("movement", "magnitude")}
-    by_state = {variant: ["--pruning-method", "state", "--adamwprune-variant", variant] for variant in ("bitter0", "bitter7")}
+    by_state = {
+        variant: ["--pruning-method", "state", "--adamwprune-variant", variant] for variant in ("bitter0", "bitter7")
+    }
     return by_state | {method: ["--pruning-method", method] for method in ("magnitude", "random")}
 
 
@@ -71,9 +75,16 @@ def read_run(path):
         metrics = json.loads(Path(path).read_text())
         config = metrics["config"]
         OPTIMIZERS.index(config["optimizer"]), config["criterion"], float(config["target_sparsity"]), metrics["data"]
-        metrics["epochs"][-1]["test_accuracy"], metrics["memory_bytes"]["total"], metrics["final_accuracy"], metrics["compression_ratio"]
+        (
+            metrics["epochs"][-1]["test_accuracy"],
+            metrics["memory_bytes"]["total"],
+            metrics["final_accuracy"],
+            metrics["compression_ratio"],
+        )
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-        raise UserError(f"{path}: is not a file of metrics that lenet.train wrote ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path}: is not a file of metrics that lenet.train wrote ({type(error).__name__}: {error})"
+        ) from None
     return metrics
 
 
@@ -95,8 +106,16 @@ def run(options, path):
 def run_all(runs, folder, data_dir, device, jobs):
     """Train `runs`, `jobs` of them at a time, under one progress bar; each leaves its file in `folder` when it ends."""
     counter = multiprocessing.get_context("spawn").Value("l", 0)
-    with pool(jobs, prepare_worker, data_dir, device, counter) as workers, \
-            tqdm(total=sum(options.epochs for options in runs.values()), unit="epoch", smoothing=0.05, dynamic_ncols=True, disable=None) as bar:
+    with (
+        pool(jobs, prepare_worker, data_dir, device, counter) as workers,
+        tqdm(
+            total=sum(options.epochs for options in runs.values()),
+            unit="epoch",
+            smoothing=0.05,
+            dynamic_ncols=True,
+            disable=None,
+        ) as bar,
+    ):
         waiting = {workers.submit(run, options, folder / f"{name}.json") for name, options in runs.items()}
         while waiting:
             done, waiting = wait(waiting, timeout=0.5)
@@ -106,10 +125,21 @@ def run_all(runs, folder, data_dir, device, jobs):
 
 
 def parse_command(arguments=None):
-    parser = Parser(prog="lenet.compare", description="Trains LeNet-5 with every optimizer and pruning method, and keeps the metrics of each run.",
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/lenet"), help="folder for the results; the runs go to its subfolder runs")
-    parser.add_argument("--runs", nargs="+", default=["*"], metavar="PATTERN", help="only runs whose names match, such as adamw_* or *_90_*")
+    parser = Parser(
+        prog="lenet.compare",
+        description="Trains LeNet-5 with every optimizer and pruning method, and keeps the metrics of each run.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/lenet"), help="folder for the results; the runs go to its subfolder runs"
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="only runs whose names match, such as adamw_* or *_90_*",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind, with seeds from 0")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training digits, a run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one thread")
@@ -122,17 +152,26 @@ def parse_command(arguments=None):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.compare", NotFiniteError, OSError, interrupted="interrupted; the same command continues", leave=sys.exit):
+    with one_line_errors(
+        "lenet.compare", NotFiniteError, OSError, interrupted="interrupted; the same command continues", leave=sys.exit
+    ):
         options = parse_command(arguments)
-        runs = {name: run for name, run in matrix(options.seeds, options.epochs, options.device).items()
-                if any(fnmatch.fnmatch(name, pattern) for pattern in options.runs)}
+        runs = {
+            name: run
+            for name, run in matrix(options.seeds, options.epochs, options.device).items()
+            if any(fnmatch.fnmatch(name, pattern) for pattern in options.runs)
+        }
         if not runs:
-            raise UserError(f"--runs {' '.join(options.runs)}: matches no run; there are, for example, {', '.join(list(matrix(1))[:5])}")
+            raise UserError(
+                f"--runs {' '.join(options.runs)}: matches no run; there are, for example, {', '.join(list(matrix(1))[:5])}"
+            )
         digits = load_digits(options.data_dir)
         folder = options.out / "runs"
         check_writable(folder / "a run")
         todo = missing(runs, folder, digits)
-        print(f"{digits.source}: {len(runs)} runs, of which {len(runs) - len(todo)} are done; the same command continues if this is stopped")
+        print(
+            f"{digits.source}: {len(runs)} runs, of which {len(runs) - len(todo)} are done; the same command continues if this is stopped"
+        )
         if todo:
             run_all(todo, folder, options.data_dir, options.device, min(options.jobs, len(todo)))
         print(f"metrics of {len(runs)} runs in {folder}")

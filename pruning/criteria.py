@@ -27,7 +27,7 @@ def magnitude(weight):
 
 def random(position):
     """A fixed random number in [0, 1) for each position: the baseline that every criterion must beat."""
-    x = position * -7046029254386353131          # splitmix64's finaliser (Steele et al. 2014) in wrapping int64
+    x = position * -7046029254386353131  # splitmix64's finaliser (Steele et al. 2014) in wrapping int64
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
     return ((x >> 40) & 0xFFFFFF).float() / 2**24
@@ -117,6 +117,26 @@ def _towards_zero(weight, exp_avg, exp_avg_sq):
     return weight.sign() * exp_avg / (exp_avg_sq.sqrt() + EPS)
 
 
-CRITERIA = {function.__name__: function for function in (
-    magnitude, random, movement, bitter0, bitter1, bitter2, bitter3, bitter4, bitter5, bitter6, bitter7, bitter8, bitter9,
-    bitter5_turned, bitter9_turned, variance_quarter, variance_half, variance_within)}
+CRITERIA = {
+    function.__name__: function
+    for function in (
+        magnitude,
+        random,
+        movement,
+        bitter0,
+        bitter1,
+        bitter2,
+        bitter3,
+        bitter4,
+        bitter5,
+        bitter6,
+        bitter7,
+        bitter8,
+        bitter9,
+        bitter5_turned,
+        bitter9_turned,
+        variance_quarter,
+        variance_half,
+        variance_within,
+    )
+}

@@ -23,7 +23,9 @@ class PruningCallback(TrainerCallback):
         self.pruner = Pruner(model, getattr(optimizer, "optimizer", optimizer), **(defaults | self.options))
         if state.global_step:
             if self.pruner.scores.initial:
-                raise ValueError(f"the criterion {self.pruner.criterion_name} keeps the initial weights, which the Trainer's checkpoint lacks")
+                raise ValueError(
+                    f"the criterion {self.pruner.criterion_name} keeps the initial weights, which the Trainer's checkpoint lacks"
+                )
             self.pruner.steps = state.global_step
             self.pruner.pruned = sum(self.pruner.zeros()) if state.global_step >= self.pruner.begin else 0
         mask = lambda parameter: self.pruner.mask_gradients([parameter])

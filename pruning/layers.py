@@ -108,12 +108,16 @@ def find_ranks(layers, group):
     for layer in sharded:
         theirs = layer.parameter
         if theirs.device_mesh != mesh or theirs.placements != placements:
-            raise ValueError(f"{layer.name}: placements {theirs.placements}, but {layers[0].name} has {placements}: expected the same for all")
+            raise ValueError(
+                f"{layer.name}: placements {theirs.placements}, but {layers[0].name} has {placements}: expected the same for all"
+            )
     dims = [dim for dim, placement in enumerate(placements) if not isinstance(placement, Replicate)]
     if not dims:
         return Ranks(mesh.get_group(0), mesh.get_local_rank(0), mesh.size(0))
     if len(dims) > 1 or type(placements[dims[0]]) is not Shard or placements[dims[0]].dim != 0:
-        raise ValueError(f"{layers[0].name}: placements {placements} are not supported: expected FSDP2's, Shard(0) along one mesh dimension")
+        raise ValueError(
+            f"{layers[0].name}: placements {placements} are not supported: expected FSDP2's, Shard(0) along one mesh dimension"
+        )
     rank, size = mesh.get_local_rank(dims[0]), mesh.size(dims[0])
     for layer in sharded:
         layer.row = min(layer.shape[0], rank * -(-layer.shape[0] // size))

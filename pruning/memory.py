@@ -6,14 +6,22 @@ An account is a dict of bytes: weights, gradients, states (the optimizer's), buf
 import torch
 
 OPTIMIZERS = {  # bytes a parameter of optimizer state, in float32
-    "sgd": 4, "adam": 8, "adamw": 8, "adamwadv": 12, "adamwspam": 12, "adamwprune": 8,
+    "sgd": 4,
+    "adam": 8,
+    "adamw": 8,
+    "adamwadv": 12,
+    "adamwspam": 12,
+    "adamwprune": 8,
 }
 METHODS = {  # bytes a prunable parameter, beside weights, gradients and states
-    "none": 0, "magnitude": 0, "state": 0, "regrow": 0,
-    "movement": 4,           # initial weights
-    "straight_through": 5,   # dense weights and a boolean mask
-    "source_movement": 12,   # scores, initial weights and masks, each float32
-    "source_mask": 1,        # a boolean mask
+    "none": 0,
+    "magnitude": 0,
+    "state": 0,
+    "regrow": 0,
+    "movement": 4,  # initial weights
+    "straight_through": 5,  # dense weights and a boolean mask
+    "source_movement": 12,  # scores, initial weights and masks, each float32
+    "source_mask": 1,  # a boolean mask
 }
 
 
@@ -24,7 +32,12 @@ def account(parameters, prunable=None, optimizer="adamw", method="none"):
     parameters with AdamW and source_movement are 1,482,000 bytes without them.
     """
     prunable = parameters if prunable is None else prunable
-    return with_total(weights=4 * parameters, gradients=4 * parameters, states=OPTIMIZERS[optimizer] * parameters, buffers=METHODS[method] * prunable)
+    return with_total(
+        weights=4 * parameters,
+        gradients=4 * parameters,
+        states=OPTIMIZERS[optimizer] * parameters,
+        buffers=METHODS[method] * prunable,
+    )
 
 
 def measure(model, optimizer, pruner=None):
@@ -32,14 +45,21 @@ def measure(model, optimizer, pruner=None):
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
     states = [s for p in parameters for s in optimizer.state.get(p, {}).values() if torch.is_tensor(s)]
-    return with_total(weights=bytes_of(parameters), gradients=bytes_of(gradients), states=bytes_of(states), buffers=pruner.buffer_bytes() if pruner else 0)
+    return with_total(
+        weights=bytes_of(parameters),
+        gradients=bytes_of(gradients),
+        states=bytes_of(states),
+        buffers=pruner.buffer_bytes() if pruner else 0,
+    )
 
 
 def predict(parameters, optimizer, buffers):
     """The account after the first step of a torch optimizer over `parameters`, on this rank, with `buffers` bytes beside."""
     parameters = list(parameters)
     weights = bytes_of(parameters)
-    copies = {"SGD": 1 if optimizer.defaults.get("momentum") else 0, "RMSprop": 1, "Adagrad": 1}.get(type(optimizer).__name__, 2)
+    copies = {"SGD": 1 if optimizer.defaults.get("momentum") else 0, "RMSprop": 1, "Adagrad": 1}.get(
+        type(optimizer).__name__, 2
+    )
     copies += bool(optimizer.defaults.get("amsgrad"))
     counters = 4 * len(parameters) if copies > 1 else 0
     return with_total(weights=weights, gradients=weights, states=copies * weights + counters, buffers=buffers)

@@ -1,8 +1,8 @@
 """The source project's optimizers, from three pieces over torch.optim: AMSGrad AdamW with cosine and clipping, SPAM, pruning.
 
-    training = adamwspam(model.parameters(), lr=1e-3, max_steps=1000)
-    loss.backward()
-    training.step()              # masks, clips, looks for spikes, steps, decays the rate, prunes, and clears the gradients
+training = adamwspam(model.parameters(), lr=1e-3, max_steps=1000)
+loss.backward()
+training.step()              # masks, clips, looks for spikes, steps, decays the rate, prunes, and clears the gradients
 """
 
 import math
@@ -28,7 +28,9 @@ def adamwspam(parameters, lr, max_steps, clip=1.0, **spam):
     return training
 
 
-def adamwprune(model, lr, max_steps, base="adamw", variant="bitter0", target_sparsity=0.5, begin=1, end=None, spam=(), **pruning):
+def adamwprune(
+    model, lr, max_steps, base="adamw", variant="bitter0", target_sparsity=0.5, begin=1, end=None, spam=(), **pruning
+):
     """AdamW (lr, weight decay 0.01), or adamwspam with the options `spam`, whose own states prune `model` by the criterion
     `variant`. begin, end (default: max_steps) and the rest are Pruner's. Returns a Training."""
     if base not in ("adamw", "adamwspam"):
@@ -37,7 +39,9 @@ def adamwprune(model, lr, max_steps, base="adamw", variant="bitter0", target_spa
         training = adamwspam(model.parameters(), lr, max_steps, **dict(spam))
     else:
         training = Training(torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01))
-    training.pruner = Pruner(model, training.optimizer, variant, target_sparsity, begin=begin, end=end or max_steps, **pruning)
+    training.pruner = Pruner(
+        model, training.optimizer, variant, target_sparsity, begin=begin, end=end or max_steps, **pruning
+    )
     return training
 
 
@@ -54,7 +58,11 @@ class Training:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip) if self.clip else None
         if self.spam:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]) if norm is None else norm
+            norm = (
+                torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                if norm is None
+                else norm
+            )
             self.spam.before_step(norm.item())
         self.optimizer.step()
         if self.spam:
@@ -75,7 +83,12 @@ class Training:
             piece.load_state_dict(state[name])
 
     def pieces(self):
-        named = (("optimizer", self.optimizer), ("schedule", self.schedule), ("spam", self.spam), ("pruner", self.pruner))
+        named = (
+            ("optimizer", self.optimizer),
+            ("schedule", self.schedule),
+            ("spam", self.spam),
+            ("pruner", self.pruner),
+        )
         return [(name, piece) for name, piece in named if piece]
 
 
@@ -90,7 +103,9 @@ class Spam:
     warmup_steps:  after such a reset, raise the learning rate to its own value along half a cosine
     """
 
-    def __init__(self, optimizer, z=2.0, window=100, least=10, clip_elements=False, theta=50.0, interval=0, warmup_steps=0):
+    def __init__(
+        self, optimizer, z=2.0, window=100, least=10, clip_elements=False, theta=50.0, interval=0, warmup_steps=0
+    ):
         self.optimizer, self.z, self.least, self.clip_elements, self.theta = optimizer, z, least, clip_elements, theta
         self.interval, self.warmup_steps = interval, warmup_steps
         self.norms = deque(maxlen=window)
@@ -141,9 +156,17 @@ class Spam:
                 parameter.grad.clamp_(-limit, limit)
 
     def state_dict(self):
-        return dict(norms=list(self.norms), steps=self.steps, spikes=self.spikes, resets=self.resets, since_reset=self.since_reset)
+        return dict(
+            norms=list(self.norms),
+            steps=self.steps,
+            spikes=self.spikes,
+            resets=self.resets,
+            since_reset=self.since_reset,
+        )
 
     def load_state_dict(self, state):
         self.norms.clear()
         self.norms.extend(state["norms"])
-        self.steps, self.spikes, self.resets, self.since_reset = (state[k] for k in ("steps", "spikes", "resets", "since_reset"))
+        self.steps, self.spikes, self.resets, self.since_reset = (
+            state[k] for k in ("steps", "spikes", "resets", "since_reset")
+        )

@@ -11,7 +11,7 @@ from pruning.layers import find_layers, find_ranks, is_prunable, keep, keep_wher
 from pruning.memory import predict
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import NotFiniteError, Scores
-from pruning.select import PRUNED, kth_smallest, score_of, leave_ties
+from pruning.select import PRUNED, kth_smallest, leave_ties, score_of
 
 
 class Pruner:
@@ -53,8 +53,23 @@ class Pruner:
     pruned weights came back, as they do without `mask_gradients`.
     """
 
-    def __init__(self, model, optimizer, criterion="magnitude", target_sparsity=0.5, schedule="gmp", begin=1, end=1, interval=1, *,
-                 allocation="global", max_layer_sparsity=0.98, pattern=None, prunable=is_prunable, process_group=None):
+    def __init__(
+        self,
+        model,
+        optimizer,
+        criterion="magnitude",
+        target_sparsity=0.5,
+        schedule="gmp",
+        begin=1,
+        end=1,
+        interval=1,
+        *,
+        allocation="global",
+        max_layer_sparsity=0.98,
+        pattern=None,
+        prunable=is_prunable,
+        process_group=None,
+    ):
         criterion, self.criterion_name = lookup(criterion, CRITERIA, "criterion")
         self.schedule, self.schedule_name = lookup(schedule, SCHEDULES, "schedule")
         self.allocation, self.allocation_name = lookup(allocation, ALLOCATIONS, "allocation")
@@ -70,7 +85,9 @@ class Pruner:
         self.max_layer_sparsity = max(max_layer_sparsity, target_sparsity)
         self.layers = find_layers(model, prunable)
         if not self.layers:
-            raise ValueError("the model has no prunable weight: no Linear or convolution that is not tied to an embedding")
+            raise ValueError(
+                "the model has no prunable weight: no Linear or convolution that is not tied to an embedding"
+            )
         self.ranks = find_ranks(self.layers, process_group)
         self.pattern = self.checked_pattern(pattern)
         self.scores = Scores(self.layers, self.ranks, optimizer, criterion, self.pattern)
@@ -86,14 +103,22 @@ class Pruner:
             raise ValueError(f"pattern={pattern!r}: expected n:m with 0 < n < m, as in 2:4")
         n, m = int(n), int(m)
         if self.target_sparsity > n / m:
-            raise ValueError(f"pattern={pattern!r} allows a sparsity of at most {n / m:g}, below target_sparsity={self.target_sparsity}")
+            raise ValueError(
+                f"pattern={pattern!r} allows a sparsity of at most {n / m:g}, below target_sparsity={self.target_sparsity}"
+            )
         if self.allocation_name not in ("global", "uniform"):
-            raise ValueError(f"pattern={pattern!r} fixes the layers' sparsity: allocation={self.allocation_name} cannot be combined with it")
+            raise ValueError(
+                f"pattern={pattern!r} fixes the layers' sparsity: allocation={self.allocation_name} cannot be combined with it"
+            )
         for layer in self.layers:
             if layer.shape[layer.input_dim] % m:
-                raise ValueError(f"{layer.name}: its {layer.shape[layer.input_dim]} inputs are not divisible by {m}, as pattern={pattern!r} needs")
+                raise ValueError(
+                    f"{layer.name}: its {layer.shape[layer.input_dim]} inputs are not divisible by {m}, as pattern={pattern!r} needs"
+                )
             if layer.input_dim == 0 and self.ranks.sharded and -(-layer.shape[0] // self.ranks.size) % m:
-                raise ValueError(f"{layer.name}: pattern={pattern!r} runs along the dimension that is sharded, in pieces not divisible by {m}")
+                raise ValueError(
+                    f"{layer.name}: pattern={pattern!r} runs along the dimension that is sharded, in pieces not divisible by {m}"
+                )
         return n, m
 
     # ---- the calls of a training loop ----
@@ -136,7 +161,9 @@ class Pruner:
         zeros = self.zeros()
         self.check_none_came_back(sum(zeros))
         self.scores.prepare()
-        self.pruned = self.prune_globally(total) if self.allocation is None else self.prune_each_layer(total, sparsity, zeros)
+        self.pruned = (
+            self.prune_globally(total) if self.allocation is None else self.prune_each_layer(total, sparsity, zeros)
+        )
 
     # ---- an update ----
 
@@ -144,8 +171,10 @@ class Pruner:
         """RuntimeError where fewer weights are zero than the last update left: the loop or the optimizer moves pruned ones."""
         back = self.pruned - zeros
         if back > 0:
-            raise RuntimeError(f"{back:,} of {self.pruned:,} pruned weights are not zero any more: call mask_gradients() after backward and before "
-                               f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between")
+            raise RuntimeError(
+                f"{back:,} of {self.pruned:,} pruned weights are not zero any more: call mask_gradients() after backward and before "
+                f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between"
+            )
 
     def prune_globally(self, total):
         """Prune the `total` lowest of all layers, none beyond max_layer_sparsity; returns how many are zero then.
@@ -175,7 +204,9 @@ class Pruner:
         sizes = [layer.size for layer in self.layers]
         shares = list(self.allocation([layer.shape for layer in self.layers], sparsity))
         if len(shares) != len(sizes) or not all(math.isfinite(share) for share in shares):
-            raise ValueError(f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers")
+            raise ValueError(
+                f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers"
+            )
         counts = exact_counts(shares, sizes, total, zeros)
         return sum(self.apply([i], self.select([i], count), count) for i, count in enumerate(counts) if count)
 
@@ -185,7 +216,9 @@ class Pruner:
         try:
             return kth_smallest(lambda: scores.counted(which), k, len(which), scores.device, self.ranks.all_reduce)
         except FloatingPointError:
-            raise NotFiniteError(f"{self.scores.layer_with_nan(which)}: the criterion {self.criterion_name} gave NaN; nothing was pruned") from None
+            raise NotFiniteError(
+                f"{self.scores.layer_with_nan(which)}: the criterion {self.criterion_name} gave NaN; nothing was pruned"
+            ) from None
 
     def count(self, which, threshold, scores=None):
         """(keys below the threshold, keys equal to it), each int64 [layers, ranks], on the CPU."""
@@ -249,7 +282,9 @@ class Pruner:
             if state[name] != ours:
                 raise ValueError(f"the saved state is of {name}={state[name]}, this Pruner has {name}={ours}")
         if sum(self.zeros()) < state["pruned"]:
-            raise ValueError(f"the saved state has {state['pruned']} pruned weights, the model only {sum(self.zeros())} zeros: load the model first")
+            raise ValueError(
+                f"the saved state has {state['pruned']} pruned weights, the model only {sum(self.zeros())} zeros: load the model first"
+            )
         self.scores.load_buffers(state["buffers"])
         self.steps, self.pruned, self.threshold = state["steps"], state["pruned"], state["threshold"]
 
@@ -271,8 +306,11 @@ class Pruner:
                 updates.append((step, current))
         parameters = {id(p): p for group in self.scores.optimizer.param_groups for p in group["params"]}.values()
         total = sum(p.numel() for p in parameters)
-        return dict(updates=updates, average_parameters=total - self.prunable * pruned_steps / max_steps,
-                    memory=predict(parameters, self.scores.optimizer, self.buffer_bytes()))
+        return dict(
+            updates=updates,
+            average_parameters=total - self.prunable * pruned_steps / max_steps,
+            memory=predict(parameters, self.scores.optimizer, self.buffer_bytes()),
+        )
 
     def buffer_bytes(self):
         """Bytes that this Pruner keeps on this rank beside model and optimizer."""
@@ -304,7 +342,10 @@ def lookup(choice, table, what):
         return choice, getattr(choice, "__name__", repr(choice))
     if choice not in table:
         close = difflib.get_close_matches(str(choice), table, n=1)
-        raise ValueError(f"{what}={choice!r}: expected a function or one of {', '.join(table)}" + (f" (did you mean {close[0]}?)" if close else ""))
+        raise ValueError(
+            f"{what}={choice!r}: expected a function or one of {', '.join(table)}"
+            + (f" (did you mean {close[0]}?)" if close else "")
+        )
     return table[choice], choice
 
 

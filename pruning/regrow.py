@@ -37,7 +37,9 @@ class Regrow(Pruner):
         step = self.steps + 1
         if self.due(step):
             self.prune_to(sparsity_at(step, self.schedule, self.target_sparsity, self.begin, self.end))
-            self.drop_and_grow(self.drop_fraction * (1 + math.cos(math.pi * (step - self.begin) / max(1, self.end - self.begin))) / 2)
+            self.drop_and_grow(
+                self.drop_fraction * (1 + math.cos(math.pi * (step - self.begin) / max(1, self.end - self.begin))) / 2
+            )
         super().mask_gradients()
 
     def step(self):

@@ -12,7 +12,12 @@ from pruning.select import EXCLUDED, PRUNED, order_key
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1", "mean_exp_avg_sq")
-MATRIX_OPTIMIZERS = ("Muon", "Shampoo", "DistributedShampoo", "SOAP")  # with which zero gradients do not keep a weight at zero
+MATRIX_OPTIMIZERS = (
+    "Muon",
+    "Shampoo",
+    "DistributedShampoo",
+    "SOAP",
+)  # with which zero gradients do not keep a weight at zero
 
 
 class NotFiniteError(ValueError):
@@ -27,11 +32,22 @@ class Scores:
     """
 
     def __init__(self, layers, ranks, optimizer, criterion, pattern):
-        self.layers, self.ranks, self.optimizer, self.criterion, self.pattern = layers, ranks, optimizer, criterion, pattern
+        self.layers, self.ranks, self.optimizer, self.criterion, self.pattern = (
+            layers,
+            ranks,
+            optimizer,
+            criterion,
+            pattern,
+        )
         self.device = local(layers[0].parameter).device
-        self.needs = tuple(name for name, given in inspect.signature(criterion).parameters.items() if given.default is given.empty)
-        self.states = ["exp_avg_sq" if need == "mean_exp_avg_sq" else need for need in self.needs
-                       if need not in NOT_STATES or need == "mean_exp_avg_sq"]
+        self.needs = tuple(
+            name for name, given in inspect.signature(criterion).parameters.items() if given.default is given.empty
+        )
+        self.states = [
+            "exp_avg_sq" if need == "mean_exp_avg_sq" else need
+            for need in self.needs
+            if need not in NOT_STATES or need == "mean_exp_avg_sq"
+        ]
         self.group_of = check_optimizer(optimizer, layers)
         self.initial = [layer.parameter.detach().clone() for layer in layers] if "initial_weight" in self.needs else []
         self.fallback, self.means = False, []
@@ -41,7 +57,9 @@ class Scores:
     def prepare(self):
         """Look at weights and states once before an update reads them. ValueError where one is not usable, not finite ones included."""
         self.check_finite()
-        missing = [state for state in self.states if not any(state in self.state_of(i) for i in range(len(self.layers)))]
+        missing = [
+            state for state in self.states if not any(state in self.state_of(i) for i in range(len(self.layers)))
+        ]
         if missing:
             self.check_not_factored(missing[0])
         if missing and not self.fallback:
@@ -69,13 +87,21 @@ class Scores:
         for i, layer in enumerate(self.layers):
             for name, state in self.state_of(i).items():
                 if torch.is_tensor(state) and state.dim() and state.shape != layer.parameter.shape:
-                    raise ValueError(f"{layer.name}: the criterion needs {missing}, but the optimizer keeps {name} of shape {tuple(state.shape)} "
-                                     f"for a weight of {layer.shape}; use a criterion of the weights alone, or an optimizer like AdamW")
+                    raise ValueError(
+                        f"{layer.name}: the criterion needs {missing}, but the optimizer keeps {name} of shape {tuple(state.shape)} "
+                        f"for a weight of {layer.shape}; use a criterion of the weights alone, or an optimizer like AdamW"
+                    )
 
     def mean_states(self):
         """Of each layer, the mean of exp_avg_sq over the full tensor; the smallest float instead of zero."""
-        sums = torch.stack([local(self.state_of(i)["exp_avg_sq"]).sum(dtype=torch.float64) if "exp_avg_sq" in self.state_of(i)
-                            else torch.zeros((), dtype=torch.float64, device=self.device) for i in range(len(self.layers))])
+        sums = torch.stack(
+            [
+                local(self.state_of(i)["exp_avg_sq"]).sum(dtype=torch.float64)
+                if "exp_avg_sq" in self.state_of(i)
+                else torch.zeros((), dtype=torch.float64, device=self.device)
+                for i in range(len(self.layers))
+            ]
+        )
         if self.ranks.sharded:
             self.ranks.all_reduce(sums)
         sizes = torch.tensor([layer.size for layer in self.layers], device=self.device)
@@ -103,7 +129,9 @@ class Scores:
 
     def keys(self, i, rows):
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
-        highest = -nonzero(self.argument("weight", i, rows)) ^ PRUNED  # the largest int32 for a live weight, PRUNED for a zero
+        highest = (
+            -nonzero(self.argument("weight", i, rows)) ^ PRUNED
+        )  # the largest int32 for a live weight, PRUNED for a zero
         key = torch.minimum(order_key(self.score(i, rows)), highest)
         return self.within_pattern(key, self.layers[i].input_dim) if self.pattern else key
 
@@ -115,7 +143,9 @@ class Scores:
         score, weight = self.criterion(**arguments), local(self.layers[i].parameter)[rows]
         if not torch.is_tensor(score) or score.shape != weight.shape:
             given = f"a tensor of shape {tuple(score.shape)}" if torch.is_tensor(score) else repr(score)
-            raise ValueError(f"{self.layers[i].name}: the criterion gave {given} for weights of shape {tuple(weight.shape)}; expected a score for each")
+            raise ValueError(
+                f"{self.layers[i].name}: the criterion gave {given} for weights of shape {tuple(weight.shape)}; expected a score for each"
+            )
         return score.float()
 
     def argument(self, name, i, rows):
@@ -156,7 +186,9 @@ class Scores:
         parameter = self.layers[i].parameter
         states = [s for s in self.state_of(i).values() if torch.is_tensor(s) and s.dim() and s.shape == parameter.shape]
         if any(not s.is_floating_point() for s in states):
-            raise ValueError(f"{self.layers[i].name}: the optimizer keeps quantised states, which cannot be set to zero by element")
+            raise ValueError(
+                f"{self.layers[i].name}: the optimizer keeps quantised states, which cannot be set to zero by element"
+            )
         return [local(tensor) for tensor in (parameter, *states)]
 
     def layer_with_nan(self, which):
@@ -183,16 +215,24 @@ class Scores:
 def check_optimizer(optimizer, layers):
     """The param group of each layer. ValueError where zero weights would not stay zero, or states lie on other ranks."""
     if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-        raise ValueError("ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: use FSDP2 "
-                         "(fully_shard) to shard states and weights alike, or a plain optimizer under DDP")
+        raise ValueError(
+            "ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: use FSDP2 "
+            "(fully_shard) to shard states and weights alike, or a plain optimizer under DDP"
+        )
     if type(optimizer).__name__ in MATRIX_OPTIMIZERS:
-        raise ValueError(f"{type(optimizer).__name__} moves each weight by the gradients of its whole matrix, so pruned weights would not stay zero: "
-                         "use an optimizer that works element by element, such as AdamW, for the prunable weights")
+        raise ValueError(
+            f"{type(optimizer).__name__} moves each weight by the gradients of its whole matrix, so pruned weights would not stay zero: "
+            "use an optimizer that works element by element, such as AdamW, for the prunable weights"
+        )
     group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for layer in layers:
         if id(layer.parameter) not in group_of:
-            raise ValueError(f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped or sharded, and the "
-                             "optimizer from that model; or leave the layer out with prunable=")
+            raise ValueError(
+                f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped or sharded, and the "
+                "optimizer from that model; or leave the layer out with prunable="
+            )
         if group_of[id(layer.parameter)].get("eps") == 0:
-            raise ValueError(f"{layer.name}: with eps=0 the optimizer divides 0 by 0 at pruned weights: expected eps > 0")
+            raise ValueError(
+                f"{layer.name}: with eps=0 the optimizer divides 0 by 0 at pruned weights: expected eps > 0"
+            )
     return [group_of[id(layer.parameter)] for layer in layers]

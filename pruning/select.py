@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-PRUNED = -(2**31)       # the key of a weight that is pruned already: below every score
-EXCLUDED = 2**31 - 1    # the key of one that may not be pruned: above every score
+PRUNED = -(2**31)  # the key of a weight that is pruned already: below every score
+EXCLUDED = 2**31 - 1  # the key of one that may not be pruned: above every score
 BUCKETS = 2**16
 NAN_BUCKETS = [*range(0xFFC0, 0xFFFF), *range(0x0001, 0x0040)]  # high bits of positive and negative quiet NaNs
 

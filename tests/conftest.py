@@ -11,9 +11,24 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-SMALL = ["--n_layer=2", "--n_head=2", "--n_embd=32", "--block_size=16", "--batch_size=2", "--gradient_accumulation_steps=12", "--max_iters=30",
-         "--warmup_iters=3", "--eval_interval=10", "--eval_iters=3", "--log_interval=1", "--checkpoint_interval=10", "--device=cpu",
-         "--dtype=float32", "--compile=False", "--learning_rate=1e-2"]
+SMALL = [
+    "--n_layer=2",
+    "--n_head=2",
+    "--n_embd=32",
+    "--block_size=16",
+    "--batch_size=2",
+    "--gradient_accumulation_steps=12",
+    "--max_iters=30",
+    "--warmup_iters=3",
+    "--eval_interval=10",
+    "--eval_iters=3",
+    "--log_interval=1",
+    "--checkpoint_interval=10",
+    "--device=cpu",
+    "--dtype=float32",
+    "--compile=False",
+    "--learning_rate=1e-2",
+]
 PRUNED = ["--criterion=bitter7", "--prune_begin=5", "--prune_end=25", "--prune_interval=5"]
 
 
@@ -39,7 +54,9 @@ def data_dir(tmp_path_factory):
     steps = random.choice([1, 2, 3], p=[0.8, 0.1, 0.1], size=9000)
     tokens = np.cumsum(steps) % 100
     for number, split in enumerate(["val", "train", "train", "train"]):
-        write_shard(folder / f"toy_{split}_{number:06d}.bin", tokens[number * 2000 : number * 2000 + 2000 + 37 * number])
+        write_shard(
+            folder / f"toy_{split}_{number:06d}.bin", tokens[number * 2000 : number * 2000 + 2000 + 37 * number]
+        )
     (folder / "meta.json").write_text(json.dumps({"tokenizer": "byte", "vocab_size": 100}))
     return folder
 
@@ -48,10 +65,19 @@ def run(program, *arguments, ranks=None, check=True, env=(), **options):
     """Run a program of this project; returns the finished process with its output as text."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(env)
-    done = subprocess.run([sys.executable, *launcher, *program.split(), *map(str, arguments)], cwd=options.pop("cwd", ROOT), env=environment,
-                          capture_output=True, text=True, timeout=600, **options)
+    done = subprocess.run(
+        [sys.executable, *launcher, *program.split(), *map(str, arguments)],
+        cwd=options.pop("cwd", ROOT),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **options,
+    )
     if check and done.returncode:
-        raise AssertionError(f"{program} {arguments} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+        raise AssertionError(
+            f"{program} {arguments} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        )
     return done
 
 

@@ -18,7 +18,10 @@ import pytest
 from gpt2 import tokenizer
 from tests.conftest import ROOT, refused, run, shared_data
 
-TEXTS = [f"Document {i}: naïve café 東京 🙂 <|endoftext|> 'tis\n\n  " + "the quick brown fox " * (i % 7 * 9) + "\r\nend " for i in range(60)]
+TEXTS = [
+    f"Document {i}: naïve café 東京 🙂 <|endoftext|> 'tis\n\n  " + "the quick brown fox " * (i % 7 * 9) + "\r\nend "
+    for i in range(60)
+]
 
 
 def prepare(*arguments, **options):
@@ -57,7 +60,9 @@ def write_jsonl(path, texts):
     if path.suffix == ".gz":
         data = gzip.compress(data[: len(data) // 2]) + gzip.compress(data[len(data) // 2 :])
     if path.suffix == ".zst":
-        data = pyarrow.compress(data[: len(data) // 2], "zstd", asbytes=True) + pyarrow.compress(data[len(data) // 2 :], "zstd", asbytes=True)
+        data = pyarrow.compress(data[: len(data) // 2], "zstd", asbytes=True) + pyarrow.compress(
+            data[len(data) // 2 :], "zstd", asbytes=True
+        )
     path.write_bytes(data)
 
 
@@ -66,18 +71,43 @@ def write_text(path, texts):
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
 
 
-WRITERS = {"a.parquet": write_parquet, "a.jsonl": write_jsonl, "a.jsonl.gz": write_jsonl, "a.jsonl.zst": write_jsonl, "a.txt": write_text, "a.txt.gz": write_text}
+WRITERS = {
+    "a.parquet": write_parquet,
+    "a.jsonl": write_jsonl,
+    "a.jsonl.gz": write_jsonl,
+    "a.jsonl.zst": write_jsonl,
+    "a.txt": write_text,
+    "a.txt.gz": write_text,
+}
 
 
-@pytest.mark.parametrize("name, words", [*((name, "byte") for name in WRITERS), ("a.parquet", "gpt2"), ("a.txt", "gpt2"), ("a.txt", "char")])
+@pytest.mark.parametrize(
+    "name, words", [*((name, "byte") for name in WRITERS), ("a.parquet", "gpt2"), ("a.txt", "gpt2"), ("a.txt", "char")]
+)
 def test_every_kind_of_file_gives_the_documents_back(name, words, tmp_path):
     WRITERS[name](tmp_path / name, TEXTS)
-    prepare("--input", tmp_path / name, "--out_dir", tmp_path / "out", "--tokenizer", words, "--shard_size", 1009, "--val_tokens", 100,
-            "--document_separator", "---", "--workers", 1)
+    prepare(
+        "--input",
+        tmp_path / name,
+        "--out_dir",
+        tmp_path / "out",
+        "--tokenizer",
+        words,
+        "--shard_size",
+        1009,
+        "--val_tokens",
+        100,
+        "--document_separator",
+        "---",
+        "--workers",
+        1,
+    )
     assert texts_in(tmp_path / "out") == TEXTS
     meta = json.loads((tmp_path / "out" / "meta.json").read_text())
     assert meta["documents"] == len(TEXTS) and meta["bytes"] == sum(len(text.encode()) for text in TEXTS)
-    assert [shard["tokens"] for shard in meta["shards"]][:2] == [100, 1009] and "_val_000000" in meta["shards"][0]["name"]
+    assert [shard["tokens"] for shard in meta["shards"]][:2] == [100, 1009] and "_val_000000" in meta["shards"][0][
+        "name"
+    ]
     assert "whole" in prepare("--verify", tmp_path / "out").stdout
 
 
@@ -87,14 +117,40 @@ def test_folders_globs_and_whole_files(tmp_path):
     write_text(tmp_path / "in" / "deep" / "c.txt", TEXTS[2:4])
     (tmp_path / "in" / "notes.md").write_text("not text to train on")
     (tmp_path / "a[1].txt").write_text("odd name")
-    prepare("--input", tmp_path / "a[1].txt", tmp_path / "in", tmp_path / "in" / "*.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 5)
+    prepare(
+        "--input",
+        tmp_path / "a[1].txt",
+        tmp_path / "in",
+        tmp_path / "in" / "*.txt",
+        "--out_dir",
+        tmp_path / "out",
+        "--tokenizer",
+        "byte",
+        "--val_tokens",
+        5,
+    )
     assert texts_in(tmp_path / "out") == ["odd name", "\n---\n".join(TEXTS[:2]), "\n---\n".join(TEXTS[2:4])]
 
 
 def test_filters_and_bad_rows(tmp_path):
     texts = ["good", None, "", "low", "long", "unscored", "last"]
-    write_parquet(tmp_path / "a.parquet", texts, score=[3.5, 3, 3, 2.9, 4, None, 3], token_count=[5, 5, 5, 5, 500, 5, 5])
-    command = ("--input", tmp_path / "a.parquet", "--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 2, "--min_score", 3, "--max_tokens", 499)
+    write_parquet(
+        tmp_path / "a.parquet", texts, score=[3.5, 3, 3, 2.9, 4, None, 3], token_count=[5, 5, 5, 5, 500, 5, 5]
+    )
+    command = (
+        "--input",
+        tmp_path / "a.parquet",
+        "--out_dir",
+        tmp_path / "out",
+        "--tokenizer",
+        "byte",
+        "--val_tokens",
+        2,
+        "--min_score",
+        3,
+        "--max_tokens",
+        499,
+    )
     lines = refused(prepare(*command, check=False))
     assert len(lines) == 1 and "a.parquet: row 1: 'text' is null" in lines[0] and "--skip_bad" in lines[0]
     prepare(*command, "--skip_bad")
@@ -121,8 +177,13 @@ def test_the_shards_do_not_depend_on_the_number_of_workers(workers, novels, tmp_
 
 
 def start(arguments, out_dir):
-    return subprocess.Popen([sys.executable, "prepare_fineweb.py", *map(str, arguments), "--out_dir", str(out_dir), "--workers", "2"], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "prepare_fineweb.py", *map(str, arguments), "--out_dir", str(out_dir), "--workers", "2"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for_shards(process, folder, count):
@@ -250,9 +311,14 @@ def test_a_dataset_streamed_by_the_library_datasets_gives_the_same_tokens(novels
     assert json.loads((tmp_path / "out" / "progress.json").read_text())["position"]["number"] > 500
     prepare(*command, "--out_dir", tmp_path / "out")
     result = files_in(tmp_path / "out")
-    assert [data for name, data in sorted(result.items()) if "train" in name] == [data for name, data in sorted(whole.items()) if "train" in name]
+    assert [data for name, data in sorted(result.items()) if "train" in name] == [
+        data for name, data in sorted(whole.items()) if "train" in name
+    ]
     meta = json.loads(result["meta.json"])
-    assert meta["source"]["dataset"] == str(tmp_path / "dataset") and meta["documents"] == json.loads(whole["meta.json"])["documents"]
+    assert (
+        meta["source"]["dataset"] == str(tmp_path / "dataset")
+        and meta["documents"] == json.loads(whole["meta.json"])["documents"]
+    )
 
 
 def test_the_default_dataset_is_asked_for_by_its_names(tmp_path, monkeypatch):
@@ -269,9 +335,13 @@ def test_the_default_dataset_is_asked_for_by_its_names(tmp_path, monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", served)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    prepare_fineweb.main(["--out_dir", str(tmp_path / "out"), "--tokenizer", "byte", "--val_tokens", "9", "--workers", "1"])
+    prepare_fineweb.main(
+        ["--out_dir", str(tmp_path / "out"), "--tokenizer", "byte", "--val_tokens", "9", "--workers", "1"]
+    )
     assert texts_in(tmp_path / "out") == TEXTS and (tmp_path / "out" / "fineweb-edu_train_000001.bin").exists()
-    assert set(map(str, asked)) == {str((("HuggingFaceFW/fineweb-edu", "sample-10BT"), {"split": "train", "streaming": True}))}
+    assert set(map(str, asked)) == {
+        str((("HuggingFaceFW/fineweb-edu", "sample-10BT"), {"split": "train", "streaming": True}))
+    }
 
 
 def test_a_finished_dataset_says_so_without_a_network(tmp_path):
@@ -279,7 +349,12 @@ def test_a_finished_dataset_says_so_without_a_network(tmp_path):
     write_parquet(tmp_path / "a.parquet", TEXTS)
     prepare("--input", tmp_path / "a.parquet", "--out_dir", out, "--tokenizer", "byte", "--val_tokens", "9")
     meta = json.loads((out / "meta.json").read_text())
-    meta["source"] = {"dataset": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT", "split": "train", "revision": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"}
+    meta["source"] = {
+        "dataset": "HuggingFaceFW/fineweb-edu",
+        "name": "sample-10BT",
+        "split": "train",
+        "revision": "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9",
+    }
     (out / "meta.json").write_text(json.dumps(meta))  # as if it had come from the hub
     command = ("--out_dir", out, "--tokenizer", "byte", "--val_tokens", "9")
     assert "is finished" in prepare(*command, env={"HF_HUB_OFFLINE": "1"}).stdout
@@ -289,7 +364,11 @@ def test_a_finished_dataset_says_so_without_a_network(tmp_path):
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path):
     lines = refused(prepare("--out_dir", tmp_path / "out", env={"HF_HUB_OFFLINE": "1"}, check=False))
-    assert len(lines) == 1 and "HuggingFaceFW/fineweb-edu: the Hugging Face hub cannot be reached" in lines[0] and "--input" in lines[0]
+    assert (
+        len(lines) == 1
+        and "HuggingFaceFW/fineweb-edu: the Hugging Face hub cannot be reached" in lines[0]
+        and "--input" in lines[0]
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -329,7 +408,11 @@ def bad_input(kind, folder):
         path.write_text('{"text": "a", "score": 3}\n{"text": "b", "score": "4"}\n')
         return [path, "--min_score", "3"], "a.jsonl:2: 'score' is no number; --skip_bad"
     if kind == "missing column":
-        return [path, "--text_column", "body"], "a.jsonl: no column 'body', which --text_column needs; there are id, text"
+        return [
+            path,
+            "--text_column",
+            "body",
+        ], "a.jsonl: no column 'body', which --text_column needs; there are id, text"
     if kind == "no score":
         return [path, "--min_score", "3"], "no column 'score', which --min_score needs"
     if kind == "null":
@@ -364,12 +447,49 @@ def bad_input(kind, folder):
     return [path, "--tokenizr", "byte"], "--tokenizr"
 
 
-@pytest.mark.parametrize("kind", [
-    "no such file", "empty glob", "empty folder", "unknown ending", "corrupt parquet", "damaged parquet", "no JSON", "a list", "nested too deep", "a score that is text", "missing column", "no score",
-    "null", "empty", "empty file", "no UTF-8", "truncated gzip", "something else there", "a file as out_dir", "not writable", "bad number", "too little", "flag"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "no such file",
+        "empty glob",
+        "empty folder",
+        "unknown ending",
+        "corrupt parquet",
+        "damaged parquet",
+        "no JSON",
+        "a list",
+        "nested too deep",
+        "a score that is text",
+        "missing column",
+        "no score",
+        "null",
+        "empty",
+        "empty file",
+        "no UTF-8",
+        "truncated gzip",
+        "something else there",
+        "a file as out_dir",
+        "not writable",
+        "bad number",
+        "too little",
+        "flag",
+    ],
+)
 def test_bad_input_is_one_line(kind, tmp_path):
     arguments, expected = bad_input(kind, tmp_path)
-    done = prepare("--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 2, "--input", *arguments, "--workers", 1, check=False)
+    done = prepare(
+        "--out_dir",
+        tmp_path / "out",
+        "--tokenizer",
+        "byte",
+        "--val_tokens",
+        2,
+        "--input",
+        *arguments,
+        "--workers",
+        1,
+        check=False,
+    )
     lines = refused(done)
     assert len(lines) == 1 and expected in lines[0], lines
 

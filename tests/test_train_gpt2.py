@@ -44,12 +44,25 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert manifest["step"] == 30 and set(manifest["files"]) == {"model.safetensors", "optimizer.safetensors"}
     lines = metrics_of(undisturbed)
     assert [line["step"] for line in lines] == list(range(1, 31))
-    assert {"train_loss", "learning_rate", "grad_norm", "sparsity", "tokens", "tokens_per_second", "step_ms", "prune_ms"} <= set(lines[0])
+    assert {
+        "train_loss",
+        "learning_rate",
+        "grad_norm",
+        "sparsity",
+        "tokens",
+        "tokens_per_second",
+        "step_ms",
+        "prune_ms",
+    } <= set(lines[0])
     assert [line["step"] for line in lines if "val_loss" in line] == [10, 20, 30]
     assert lines[-1]["tokens"] == 30 * 2 * 12 * 16
     assert lines[-1]["train_loss"] < 0.8 * lines[0]["train_loss"]
     names = set(load(files_of(undisturbed, 30)[0]))
-    assert "transformer.wte.weight" in names and "lm_head.weight" not in names and not any("_orig_mod" in n or "module." in n for n in names)
+    assert (
+        "transformer.wte.weight" in names
+        and "lm_head.weight" not in names
+        and not any("_orig_mod" in n or "module." in n for n in names)
+    )
 
 
 def test_sparsity_is_exact_and_pruned_states_are_zero(undisturbed):
@@ -59,7 +72,9 @@ def test_sparsity_is_exact_and_pruned_states_are_zero(undisturbed):
     model, states = (load(data) for data in files_of(undisturbed, 30))
     for name, weight in model.items():
         if re.search(r"(c_attn|c_proj|c_fc)\.weight$", name):
-            assert not states[f"{name}.exp_avg"][weight == 0].any() and not states[f"{name}.exp_avg_sq"][weight == 0].any()
+            assert (
+                not states[f"{name}.exp_avg"][weight == 0].any() and not states[f"{name}.exp_avg_sq"][weight == 0].any()
+            )
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -93,7 +108,15 @@ def test_a_dense_run_is_one_without_the_pruner(data_dir, tmp_path):
 def test_compiled_and_eager_agree(data_dir, tmp_path):
     losses = []
     for compile in (True, False):
-        train(data_dir, tmp_path / str(compile), *PRUNED, f"--compile={compile}", "--max_iters=20", "--prune_end=15", "--gradient_accumulation_steps=2")
+        train(
+            data_dir,
+            tmp_path / str(compile),
+            *PRUNED,
+            f"--compile={compile}",
+            "--max_iters=20",
+            "--prune_end=15",
+            "--gradient_accumulation_steps=2",
+        )
         losses.append([line["train_loss"] for line in metrics_of(tmp_path / str(compile))])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -111,11 +134,21 @@ def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(undisturbed, 
 
     def kill_and_resume(number):
         out_dir = tmp_path / str(number)
-        command = [sys.executable, "train_gpt2.py", f"--data_dir={data_dir}", f"--out_dir={out_dir}", *SMALL, *PRUNED, "--checkpoint_interval=1"]
+        command = [
+            sys.executable,
+            "train_gpt2.py",
+            f"--data_dir={data_dir}",
+            f"--out_dir={out_dir}",
+            *SMALL,
+            *PRUNED,
+            "--checkpoint_interval=1",
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         kills = 0
         for _ in range(50):
-            process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
             if kills == 0:  # wait for the first step, so that the kill meets a run and not an import
                 while not (out_dir / "checkpoints").exists() and process.poll() is None:
                     time.sleep(0.01)
@@ -127,7 +160,9 @@ def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(undisturbed, 
                     delays[number] /= 2
             else:
                 errors = process.communicate()[1]
-                assert process.returncode == 0 or "is finished (30 of 30 steps)" in errors, errors  # killed after its last checkpoint
+                assert process.returncode == 0 or "is finished (30 of 30 steps)" in errors, (
+                    errors
+                )  # killed after its last checkpoint
                 break
         assert kills == 1
         left = [p.name for p in (out_dir / "checkpoints").iterdir() if p.name.startswith(".")]
@@ -151,8 +186,15 @@ def test_a_damaged_checkpoint_is_skipped_loudly(undisturbed, data_dir, tmp_path)
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(data_dir, tmp_path):
-    train(data_dir, tmp_path / "run", "--eval_interval=5", "--checkpoint_interval=5", "--keep_checkpoints=1",
-          "--learning_rate=1.0", "--warmup_iters=30")
+    train(
+        data_dir,
+        tmp_path / "run",
+        "--eval_interval=5",
+        "--checkpoint_interval=5",
+        "--keep_checkpoints=1",
+        "--learning_rate=1.0",
+        "--warmup_iters=30",
+    )
     losses = {line["step"]: line["val_loss"] for line in metrics_of(tmp_path / "run") if "val_loss" in line}
     best = min(losses, key=losses.get)
     assert best != 30, "the test wants a run whose best checkpoint is not its last"
@@ -161,8 +203,12 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(data_dir, tmp_path):
 
 def test_a_finished_or_different_run_is_left_alone(undisturbed, data_dir):
     before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
-    for arguments, expected in (([], "is finished (30 of 30 steps)"), (["--init_from=scratch"], "holds a run already"),
-                                (["--n_layer=3"], "n_layer is 2 there, 3 here"), (["--learning_rate=2e-2"], "learning_rate is 0.01 there, 0.02 here")):
+    for arguments, expected in (
+        ([], "is finished (30 of 30 steps)"),
+        (["--init_from=scratch"], "holds a run already"),
+        (["--n_layer=3"], "n_layer is 2 there, 3 here"),
+        (["--learning_rate=2e-2"], "learning_rate is 0.01 there, 0.02 here"),
+    ):
         lines = refused(train(data_dir, undisturbed, *PRUNED, *arguments, check=False))
         assert len(lines) == 1 and expected in lines[0] and "--out_dir" in lines[0]
     assert before == {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
@@ -176,7 +222,9 @@ def test_a_finished_run_can_be_trained_on(undisturbed, data_dir, tmp_path):
 
 def test_a_run_starts_from_another_checkpoints_weights(undisturbed, data_dir, tmp_path):
     train(data_dir, tmp_path / "run", f"--init_from={undisturbed}", "--max_iters=2", "--learning_rate=1e-9")
-    assert metrics_of(tmp_path / "run")[-1]["val_loss"] == pytest.approx(metrics_of(undisturbed)[-1]["val_loss"], rel=1e-3)
+    assert metrics_of(tmp_path / "run")[-1]["val_loss"] == pytest.approx(
+        metrics_of(undisturbed)[-1]["val_loss"], rel=1e-3
+    )
 
 
 def test_changed_shards_are_noticed(undisturbed, data_dir, tmp_path):
@@ -189,7 +237,17 @@ def test_changed_shards_are_noticed(undisturbed, data_dir, tmp_path):
 
 
 def test_divergence_stops_the_run_and_keeps_its_checkpoints(data_dir, tmp_path):
-    lines = refused(train(data_dir, tmp_path / "run", "--learning_rate=1e30", "--grad_clip=0", "--decay_lr=False", "--weight_decay=0", check=False))
+    lines = refused(
+        train(
+            data_dir,
+            tmp_path / "run",
+            "--learning_rate=1e30",
+            "--grad_clip=0",
+            "--decay_lr=False",
+            "--weight_decay=0",
+            check=False,
+        )
+    )
     assert len(lines) == 1 and "step" in lines[0] and "--learning_rate" in lines[0]
 
 
@@ -197,12 +255,37 @@ def test_divergence_stops_the_run_and_keeps_its_checkpoints(data_dir, tmp_path):
 def test_all_option_errors_are_said_at_once_in_one_line_each(ranks, data_dir, tmp_path):
     config = tmp_path / "typo.py"
     config.write_text("import os\nn_layr = 3\nbatch_size = 'two'\n")
-    done = run("train_gpt2.py", config, "--learning_rat=1e-3", "--n_layer=two", "--target_sparsity=1.2", "--criterion=bitter77", "--n_embd=10",
-               "--n_head=3", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}", "--gradient_accumulation_steps=7", ranks=ranks, check=False)
+    done = run(
+        "train_gpt2.py",
+        config,
+        "--learning_rat=1e-3",
+        "--n_layer=two",
+        "--target_sparsity=1.2",
+        "--criterion=bitter77",
+        "--n_embd=10",
+        "--n_head=3",
+        f"--data_dir={data_dir}",
+        f"--out_dir={tmp_path / 'run'}",
+        "--gradient_accumulation_steps=7",
+        ranks=ranks,
+        check=False,
+    )
     if ranks:
-        assert done.returncode and "exitcode  : 2" in done.stderr and done.stderr.count("Traceback") <= 1  # torchrun's own
-    lines = refused(done) if not ranks else [line for line in done.stderr.splitlines() if "train_gpt2.py: error:" in line]
-    expected = ["learning_rate?", "n_layer?", "batch_size='two'", "n_layer='two'", "target_sparsity=1.2", "bitter7?", "n_embd=10"]
+        assert (
+            done.returncode and "exitcode  : 2" in done.stderr and done.stderr.count("Traceback") <= 1
+        )  # torchrun's own
+    lines = (
+        refused(done) if not ranks else [line for line in done.stderr.splitlines() if "train_gpt2.py: error:" in line]
+    )
+    expected = [
+        "learning_rate?",
+        "n_layer?",
+        "batch_size='two'",
+        "n_layer='two'",
+        "target_sparsity=1.2",
+        "bitter7?",
+        "n_embd=10",
+    ]
     expected += ["gradient_accumulation_steps=7"] if ranks else []
     assert len(lines) == len(expected), lines
     for words in expected:
@@ -273,11 +356,34 @@ def test_wandb_resumes_under_the_same_id(data_dir, tmp_path):
 
 def test_the_recipe_runs_on_four_ranks_and_real_tokens(tmp_path):
     text = shared_data("tinyshakespeare/input.txt")
-    run("prepare_fineweb.py", "--input", text, "--out_dir", tmp_path / "data", "--val_tokens", 30000,
-        env={"TIKTOKEN_CACHE_DIR": str(shared_data("tiktoken"))})
-    run("train_gpt2.py", "config/bitter7.py", "--n_layer=2", "--n_embd=64", "--n_head=2", "--block_size=64", "--batch_size=2", "--max_iters=8",
-        "--gradient_accumulation_steps=4", "--eval_iters=2", "--prune_interval=1", "--log_interval=1", "--compile=False",
-        f"--data_dir={tmp_path / 'data'}", f"--out_dir={tmp_path / 'run'}", ranks=4)
+    run(
+        "prepare_fineweb.py",
+        "--input",
+        text,
+        "--out_dir",
+        tmp_path / "data",
+        "--val_tokens",
+        30000,
+        env={"TIKTOKEN_CACHE_DIR": str(shared_data("tiktoken"))},
+    )
+    run(
+        "train_gpt2.py",
+        "config/bitter7.py",
+        "--n_layer=2",
+        "--n_embd=64",
+        "--n_head=2",
+        "--block_size=64",
+        "--batch_size=2",
+        "--max_iters=8",
+        "--gradient_accumulation_steps=4",
+        "--eval_iters=2",
+        "--prune_interval=1",
+        "--log_interval=1",
+        "--compile=False",
+        f"--data_dir={tmp_path / 'data'}",
+        f"--out_dir={tmp_path / 'run'}",
+        ranks=4,
+    )
     last = metrics_of(tmp_path / "run")[-1]
     assert last["step"] == 8 and last["sparsity"] == 0.5 and last["train_loss"] < 10.9
 

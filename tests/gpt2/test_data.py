@@ -87,7 +87,11 @@ def test_a_trillion_tokens_cost_no_more_than_a_thousand(tmp_path):
         with open(tmp_path / f"x_train_{number:06d}.bin", "wb") as file:
             file.write(header.tobytes())
             file.truncate(1024 + 200_000_000)
-    batches = TrainingBatches(Windows(find_shards(tmp_path, "train"), 1024, 50257), config(batch_size=2, gradient_accumulation_steps=1), world())
+    batches = TrainingBatches(
+        Windows(find_shards(tmp_path, "train"), 1024, 50257),
+        config(batch_size=2, gradient_accumulation_steps=1),
+        world(),
+    )
     assert len(batches.windows) == 10_000 * 97656
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for step in range(1, 1001):

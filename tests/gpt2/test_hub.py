@@ -32,7 +32,11 @@ class FlakyDataset:
 
 def flaky_hub(failures):
     hub = Hub.__new__(Hub)
-    hub.args, hub.columns, hub.rows = SimpleNamespace(dataset="some/set"), Columns(SimpleNamespace(text_column="text", min_score=None, max_tokens=None, skip_bad=False)), 350
+    hub.args, hub.columns, hub.rows = (
+        SimpleNamespace(dataset="some/set"),
+        Columns(SimpleNamespace(text_column="text", min_score=None, max_tokens=None, skip_bad=False)),
+        350,
+    )
     hub.load = lambda: FlakyDataset([f"text {i}" for i in range(350)], failures)
     return hub
 

@@ -76,7 +76,9 @@ def test_targets_of_minus_one_do_not_count():
     model, idx, targets = small(), torch.randint(0, 101, (1, 24)), torch.randint(0, 101, (1, 24))
     logits, _ = model(idx)
     targets[0, 3:] = -1
-    assert model(idx, targets)[1].item() == pytest.approx(F.cross_entropy(logits[0, :3], targets[0, :3]).item(), rel=1e-6)
+    assert model(idx, targets)[1].item() == pytest.approx(
+        F.cross_entropy(logits[0, :3], targets[0, :3]).item(), rel=1e-6
+    )
 
 
 def test_too_long_a_context_is_refused():

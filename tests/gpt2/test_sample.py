@@ -10,8 +10,25 @@ from tests.conftest import PRUNED, SMALL, refused, run
 def a_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
     (folder / "text.txt").write_text("the cat sat on the mat and the dog sat on the log. " * 300)
-    run("prepare_fineweb.py", "--input", folder / "text.txt", "--out_dir", folder / "data", "--tokenizer", "char", "--val_tokens", "2000")
-    run("train_gpt2.py", *SMALL, *PRUNED, f"--data_dir={folder / 'data'}", f"--out_dir={folder / 'run'}", "--gradient_accumulation_steps=2")
+    run(
+        "prepare_fineweb.py",
+        "--input",
+        folder / "text.txt",
+        "--out_dir",
+        folder / "data",
+        "--tokenizer",
+        "char",
+        "--val_tokens",
+        "2000",
+    )
+    run(
+        "train_gpt2.py",
+        *SMALL,
+        *PRUNED,
+        f"--data_dir={folder / 'data'}",
+        f"--out_dir={folder / 'run'}",
+        "--gradient_accumulation_steps=2",
+    )
     return folder / "run"
 
 
@@ -20,7 +37,9 @@ def test_sampling_is_repeatable_and_continues_the_prompt(a_run):
     first, second, other = (run("-m gpt2.sample", a_run, *arguments, "--seed", seed).stdout for seed in (1, 1, 2))
     assert first == second != other
     samples = first.rstrip("\n").split("\n---------------\n")
-    assert len(samples) == 2 and all(s.startswith("the cat") and 30 < len(s) <= 37 for s in samples)  # end-of-text is silent
+    assert len(samples) == 2 and all(
+        s.startswith("the cat") and 30 < len(s) <= 37 for s in samples
+    )  # end-of-text is silent
 
 
 def test_evaluation_of_a_checkpoint_gives_the_runs_own_loss(a_run):
@@ -30,7 +49,10 @@ def test_evaluation_of_a_checkpoint_gives_the_runs_own_loss(a_run):
     assert f"val_loss {metrics_of(a_run)[-1]['val_loss']:.4f}" in printed
 
 
-@pytest.mark.parametrize("arguments, words", [(["--prompt", "Ω"], "'Ω'"), (["--temperature", "-1"], "--temperature"), (["--num_samples", "0"], "--num_samples")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["--prompt", "Ω"], "'Ω'"), (["--temperature", "-1"], "--temperature"), (["--num_samples", "0"], "--num_samples")],
+)
 def test_bad_requests_are_one_line(a_run, arguments, words):
     lines = refused(run("-m gpt2.sample", a_run, *arguments, check=False))
     assert len(lines) == 1 and words in lines[0]

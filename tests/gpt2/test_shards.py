@@ -16,7 +16,9 @@ TOKENS = np.random.default_rng(0).integers(0, 50257, 3000).astype(np.uint16)
 
 def write_like_llmc(path, tokens):
     """As llm.c's data_common.py describes it: 256 little-endian int32 (magic, version, count, zeros), then uint16."""
-    path.write_bytes(struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253) + struct.pack(f"<{len(tokens)}H", *tokens))
+    path.write_bytes(
+        struct.pack("<256i", 20240520, 1, len(tokens), *[0] * 253) + struct.pack(f"<{len(tokens)}H", *tokens)
+    )
 
 
 def read_like_modded_nanogpt(path):
@@ -29,7 +31,9 @@ def read_like_modded_nanogpt(path):
     return np.frombuffer(data, "<u2")
 
 
-@pytest.mark.parametrize("name", ["edu_fineweb_train_000001.bin", "fineweb_train_000001.bin", "tiny_shakespeare_train.bin"])
+@pytest.mark.parametrize(
+    "name", ["edu_fineweb_train_000001.bin", "fineweb_train_000001.bin", "tiny_shakespeare_train.bin"]
+)
 def test_shards_of_llmc_and_modded_nanogpt_are_read(name, tmp_path):
     write_like_llmc(tmp_path / name, TOKENS)
     inputs, targets = Windows(find_shards(tmp_path, "train"), 100, 50257)[[0, 7]]
@@ -38,8 +42,23 @@ def test_shards_of_llmc_and_modded_nanogpt_are_read(name, tmp_path):
 
 def test_our_shards_are_read_by_theirs(tmp_path):
     (tmp_path / "a.txt").write_text("to be or not to be, " * 50)
-    run("prepare_fineweb.py", "--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte", "--val_tokens", 11)
-    tokens = np.concatenate([read_like_modded_nanogpt(path) for path in sorted((tmp_path / "out").glob("*.bin"), key=lambda path: path.name[-10:])])
+    run(
+        "prepare_fineweb.py",
+        "--input",
+        tmp_path / "a.txt",
+        "--out_dir",
+        tmp_path / "out",
+        "--tokenizer",
+        "byte",
+        "--val_tokens",
+        11,
+    )
+    tokens = np.concatenate(
+        [
+            read_like_modded_nanogpt(path)
+            for path in sorted((tmp_path / "out").glob("*.bin"), key=lambda path: path.name[-10:])
+        ]
+    )
     assert tokens[0] == 256 and bytes(tokens[1:].astype(np.uint8)).decode() == "to be or not to be, " * 50
 
 
@@ -69,8 +88,20 @@ def test_nanogpts_data_trains_and_its_pickle_is_left_alone(tmp_path):
     for split in ("train", "val"):
         (tmp_path / f"{split}.bin").write_bytes((TOKENS % 65).tobytes())
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
-    arguments = (f"--data_dir={tmp_path}", f"--out_dir={tmp_path}/run", "--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--batch_size=2",
-                 "--gradient_accumulation_steps=1", "--max_iters=2", "--device=cpu", "--compile=False", "--vocab_size=65")
+    arguments = (
+        f"--data_dir={tmp_path}",
+        f"--out_dir={tmp_path}/run",
+        "--n_layer=1",
+        "--n_head=1",
+        "--n_embd=16",
+        "--block_size=16",
+        "--batch_size=2",
+        "--gradient_accumulation_steps=1",
+        "--max_iters=2",
+        "--device=cpu",
+        "--compile=False",
+        "--vocab_size=65",
+    )
     run("train_gpt2.py", *arguments, "--data_format=raw")
     assert not (tmp_path / "exploded").exists()
     lines = refused(run("train_gpt2.py", *arguments, f"--out_dir={tmp_path}/other", check=False))

@@ -1,4 +1,3 @@
-
 import pytest
 
 from gpt2 import tokenizer

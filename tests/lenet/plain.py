@@ -9,7 +9,12 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv1, self.norm1, self.conv2, self.norm2 = nn.Conv2d(1, 6, 5), nn.BatchNorm2d(6), nn.Conv2d(6, 16, 5), nn.BatchNorm2d(16)
+        self.conv1, self.norm1, self.conv2, self.norm2 = (
+            nn.Conv2d(1, 6, 5),
+            nn.BatchNorm2d(6),
+            nn.Conv2d(6, 16, 5),
+            nn.BatchNorm2d(16),
+        )
         self.fc1, self.fc2, self.fc3 = nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10)
 
     def forward(self, x):

@@ -16,7 +16,10 @@ from tests.lenet.helpers import write_mnist
 def test_the_matrix_is_whole():
     runs = matrix(seeds=3)
     assert len(runs) == 3 * (6 + 5 * 2 * 3 + 4 * 3)
-    kinds = collections.Counter((o.optimizer, o.pruning_method, o.adamwprune_variant if o.pruning_method == "state" else "") for o in runs.values())
+    kinds = collections.Counter(
+        (o.optimizer, o.pruning_method, o.adamwprune_variant if o.pruning_method == "state" else "")
+        for o in runs.values()
+    )
     assert {count for (_, method, _), count in kinds.items() if method == "none"} == {3}
     assert {count for (_, method, _), count in kinds.items() if method != "none"} == {9}
     assert ("adamwprune", "state", "bitter7") in kinds and ("adamwprune", "random", "") in kinds
@@ -24,12 +27,26 @@ def test_the_matrix_is_whole():
 
 
 def compare(tmp_path, *arguments, **options):
-    command = ("-m lenet.compare", "--data-dir", tmp_path / "mnist", "--out", tmp_path / "out", "--seeds", 2, "--epochs", 4, "--jobs", 2)
+    command = (
+        "-m lenet.compare",
+        "--data-dir",
+        tmp_path / "mnist",
+        "--out",
+        tmp_path / "out",
+        "--seeds",
+        2,
+        "--epochs",
+        4,
+        "--jobs",
+        2,
+    )
     return run(*command, *arguments, **options)
 
 
 def test_runs_figures_and_continuation(tmp_path):
-    write_mnist(tmp_path / "mnist", 20_000, 100)  # 40 steps an epoch: pruning begins with step 101, and ends with step 120
+    write_mnist(
+        tmp_path / "mnist", 20_000, 100
+    )  # 40 steps an epoch: pruning begins with step 101, and ends with step 120
     chosen = ("--runs", "sgd_movement_90*", "adamwprune_baseline*", "adamwprune_bitter7_90*")
     compare(tmp_path, *chosen[:2])
     runs = {path.name: path.read_bytes() for path in (tmp_path / "out" / "runs").iterdir()}
@@ -42,12 +59,25 @@ def test_runs_figures_and_continuation(tmp_path):
     assert len(lines) == 1 and "was run with epochs 4, not 5" in lines[0]
 
     figures = run("-m lenet.plots", tmp_path / "out").stdout.split()
-    expected = {"sgd_model_comparison.png", "sgd_accuracy_evolution.png", "adamwprune_model_comparison.png", "adamwprune_accuracy_evolution.png",
-                "optimizer_comparison_baseline.png", "optimizer_comparison_90_pruning.png", "memory_efficiency_summary.png", "table.md"}
+    expected = {
+        "sgd_model_comparison.png",
+        "sgd_accuracy_evolution.png",
+        "adamwprune_model_comparison.png",
+        "adamwprune_accuracy_evolution.png",
+        "optimizer_comparison_baseline.png",
+        "optimizer_comparison_90_pruning.png",
+        "memory_efficiency_summary.png",
+        "table.md",
+    }
     assert {path.rpartition("/")[2] for path in figures} == expected
-    assert all((tmp_path / "out" / name).stat().st_size > (10_000 if name.endswith("png") else 100) for name in expected)
+    assert all(
+        (tmp_path / "out" / name).stat().st_size > (10_000 if name.endswith("png") else 100) for name in expected
+    )
     finals = [json.loads(everything[f"adamwprune_bitter7_90_seed{seed}.json"])["final_accuracy"] for seed in (0, 1)]
-    assert f"| AdamWPrune | bitter7 |  |  |  | {sum(finals) / 2:.2f} ± {abs(finals[0] - finals[1]) / 2**0.5:.2f} |" in (tmp_path / "out" / "table.md").read_text()
+    assert (
+        f"| AdamWPrune | bitter7 |  |  |  | {sum(finals) / 2:.2f} ± {abs(finals[0] - finals[1]) / 2**0.5:.2f} |"
+        in (tmp_path / "out" / "table.md").read_text()
+    )
 
     run("-m lenet.plot_comparison", *(tmp_path / "out" / "runs").iterdir(), "--out", tmp_path / "c.png")
     run("-m lenet.plot_training", tmp_path / "out" / "runs" / "sgd_movement_90_seed0.json", "--out", tmp_path / "t.png")
@@ -56,22 +86,44 @@ def test_runs_figures_and_continuation(tmp_path):
 
 def test_bad_arguments_are_one_line(tmp_path):
     write_mnist(tmp_path / "mnist", 60, 20)
-    for arguments, message in ((("--runs", "sdg_*"), "matches no run"), (("--jobs", 0), "expected at least 1"), (("--out", "/proc/x"), "cannot be written")):
+    for arguments, message in (
+        (("--runs", "sdg_*"), "matches no run"),
+        (("--jobs", 0), "expected at least 1"),
+        (("--out", "/proc/x"), "cannot be written"),
+    ):
         lines = refused(compare(tmp_path, *arguments, check=False))
         assert len(lines) == 1 and message in lines[0]
     (tmp_path / "out" / "runs").mkdir(parents=True)
     (tmp_path / "out" / "runs" / "sgd_baseline_seed0.json").write_text("{}")
-    for arguments in (("-m lenet.plots", tmp_path / "out"), ("-m lenet.plot_training", tmp_path / "out" / "runs" / "sgd_baseline_seed0.json")):
+    for arguments in (
+        ("-m lenet.plots", tmp_path / "out"),
+        ("-m lenet.plot_training", tmp_path / "out" / "runs" / "sgd_baseline_seed0.json"),
+    ):
         lines = refused(run(*arguments, check=False))
         assert len(lines) == 1 and "is not a file of metrics" in lines[0]
-
 
 
 def test_interrupted_or_killed_it_leaves_no_process_behind(tmp_path):
     write_mnist(tmp_path / "mnist", 30_000, 100)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen([sys.executable, "-m", "lenet.compare", "--data-dir", str(tmp_path / "mnist"), "--out", str(tmp_path / "out"), "--jobs", "2"],
-                                   cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "lenet.compare",
+                "--data-dir",
+                str(tmp_path / "mnist"),
+                "--out",
+                str(tmp_path / "out"),
+                "--jobs",
+                "2",
+            ],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         children = []
         while process.poll() is None and len(children) < 3:  # two workers and multiprocessing's tracker
             time.sleep(0.1)

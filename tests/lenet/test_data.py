@@ -17,18 +17,30 @@ from tests.lenet.helpers import NAMES, idx, write_mnist
 def test_idx_files_give_normalised_images(compress, tmp_path):
     train, train_labels, test, test_labels = write_mnist(tmp_path / "mnist", 50, 20, compress)
     digits = load_digits(tmp_path / "mnist")
-    assert digits.train_images.shape == (50, 1, 32, 32) and digits.train_images.dtype == torch.float32 and digits.source == "MNIST"
+    assert (
+        digits.train_images.shape == (50, 1, 32, 32)
+        and digits.train_images.dtype == torch.float32
+        and digits.source == "MNIST"
+    )
     assert digits.train_labels.tolist() == train_labels.tolist() and digits.test_labels.tolist() == test_labels.tolist()
     resized = torch.nn.functional.interpolate(torch.tensor(test)[:, None].float() / 255, (32, 32), mode="bilinear")
     assert torch.allclose(digits.test_images, (resized - 0.1307) / 0.3081, atol=1e-5)
 
 
-@pytest.mark.parametrize("damage, message", [
-    ("missing", "has no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"), ("truncated", "t10k-images-idx3-ubyte: holds .* truncated or damaged"),
-    ("truncated gzip", "t10k-images-idx3-ubyte.gz: cannot be read"), ("no IDX", "t10k-images-idx3-ubyte: is no IDX file"),
-    ("fewer labels", "t10k-images-idx3-ubyte holds 20 images, but t10k-labels-idx1-ubyte 19 labels"),
-    ("a label of 10", "holds the label 10"), ("other size", "images of 32×32 pixels, expected 28×28"), ("none", "holds no images"),
-    ("swapped", "t10k-images-idx3-ubyte: is no IDX file of 3-dimensional bytes")])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        ("missing", "has no t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"),
+        ("truncated", "t10k-images-idx3-ubyte: holds .* truncated or damaged"),
+        ("truncated gzip", "t10k-images-idx3-ubyte.gz: cannot be read"),
+        ("no IDX", "t10k-images-idx3-ubyte: is no IDX file"),
+        ("fewer labels", "t10k-images-idx3-ubyte holds 20 images, but t10k-labels-idx1-ubyte 19 labels"),
+        ("a label of 10", "holds the label 10"),
+        ("other size", "images of 32×32 pixels, expected 28×28"),
+        ("none", "holds no images"),
+        ("swapped", "t10k-images-idx3-ubyte: is no IDX file of 3-dimensional bytes"),
+    ],
+)
 def test_damaged_files_are_named(damage, message, tmp_path):
     _, _, images, labels = write_mnist(tmp_path, 30, 20)
     path, path_of_labels = tmp_path / NAMES[2], tmp_path / NAMES[3]

@@ -48,4 +48,6 @@ def zeros_of(model):
     """Booleans of all the model's prunable weights, in order: which are zero."""
     from pruning.layers import find_layers, full, is_prunable
 
-    return np.concatenate([(full(layer.parameter.detach()) == 0).flatten().numpy() for layer in find_layers(model, is_prunable)])
+    return np.concatenate(
+        [(full(layer.parameter.detach()) == 0).flatten().numpy() for layer in find_layers(model, is_prunable)]
+    )

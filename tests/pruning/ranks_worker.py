@@ -30,7 +30,11 @@ def spread(model, kind):
     """The model as `kind` distributes it."""
     if kind == "ddp":
         return DistributedDataParallel(model) if dist.get_world_size() > 1 else model
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if kind == "fsdp_mixed" else MixedPrecisionPolicy()
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if kind == "fsdp_mixed"
+        else MixedPrecisionPolicy()
+    )
     for layer in model:
         if isinstance(layer, nn.Linear):
             fully_shard(layer, mp_policy=policy)
@@ -40,16 +44,25 @@ def spread(model, kind):
 
 def like(parameter, tensor):
     """`tensor` laid out as the parameter is."""
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements) if hasattr(parameter, "device_mesh") else tensor.clone()
+    return (
+        distribute_tensor(tensor, parameter.device_mesh, parameter.placements)
+        if hasattr(parameter, "device_mesh")
+        else tensor.clone()
+    )
 
 
 def selections(kind):
     """name -> pruned sets after two updates, for criteria, allocations, ties and caps."""
     result = {}
     for name, options in {
-        "ties": dict(criterion=by_exp_avg), "bitter7": dict(criterion="bitter7"), "random": dict(criterion="random"), "movement": dict(criterion="movement"),
-        "within": dict(criterion="variance_within"), "uniform": dict(criterion="bitter0", allocation="uniform"),
-        "erk": dict(criterion=by_exp_avg, allocation="erk"), "adaptive": dict(criterion="bitter3", allocation="layer_adaptive"),
+        "ties": dict(criterion=by_exp_avg),
+        "bitter7": dict(criterion="bitter7"),
+        "random": dict(criterion="random"),
+        "movement": dict(criterion="movement"),
+        "within": dict(criterion="variance_within"),
+        "uniform": dict(criterion="bitter0", allocation="uniform"),
+        "erk": dict(criterion=by_exp_avg, allocation="erk"),
+        "adaptive": dict(criterion="bitter3", allocation="layer_adaptive"),
         "capped": dict(criterion=by_exp_avg, max_layer_sparsity=0.71, target_sparsity=0.7),
     }.items():
         model = spread(linears(), kind)
@@ -59,12 +72,17 @@ def selections(kind):
         for parameter, shape in zip(model.parameters(), SHAPES):
             ties = torch.randint(-2, 3, shape, generator=generator).float()
             parameter.grad = like(parameter, torch.randn(shape, generator=generator))
-            optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": like(parameter, ties),
-                                          "exp_avg_sq": like(parameter, torch.rand(shape, generator=generator) * 1e-6)}
+            optimizer.state[parameter] = {
+                "step": torch.tensor(3.0),
+                "exp_avg": like(parameter, ties),
+                "exp_avg_sq": like(parameter, torch.rand(shape, generator=generator) * 1e-6),
+            }
         optimizer.step()
         if options["criterion"] is by_exp_avg:  # ties again, after the step has moved them
             for parameter, shape in zip(model.parameters(), SHAPES):
-                optimizer.state[parameter]["exp_avg"].copy_(like(parameter, torch.randint(-2, 3, shape, generator=generator).float()))
+                optimizer.state[parameter]["exp_avg"].copy_(
+                    like(parameter, torch.randint(-2, 3, shape, generator=generator).float())
+                )
         for sparsity in (0.3, 0.7):
             pruner.prune_to(sparsity)
             result[f"{name}_{sparsity}"] = zeros_of(model)
@@ -127,7 +145,9 @@ def training(kind, folder):
         if step == 24:
             torch.save(pruner.state_dict(), folder / f"{kind}-{rank}.state")
             torch.save([full(p.detach()).clone() for p in model.parameters()], folder / f"{kind}-{rank}.weights")
-    return {f"weight{i}": full(p.detach()).numpy() for i, p in enumerate(model.parameters())} | {"zeros": zeros_of(model)}
+    return {f"weight{i}": full(p.detach()).numpy() for i, p in enumerate(model.parameters())} | {
+        "zeros": zeros_of(model)
+    }
 
 
 def loading(kind, folder, other):
@@ -149,9 +169,15 @@ def check_that_every_rank_names(kind, tensor):
     model = spread(linears(), kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter, shape in zip(model.parameters(), SHAPES):
-        optimizer.state[parameter] = {"step": torch.tensor(1.0), "exp_avg": like(parameter, torch.ones(shape)), "exp_avg_sq": like(parameter, torch.ones(shape))}
+        optimizer.state[parameter] = {
+            "step": torch.tensor(1.0),
+            "exp_avg": like(parameter, torch.ones(shape)),
+            "exp_avg_sq": like(parameter, torch.ones(shape)),
+        }
     pruner, third = Pruner(model, optimizer, "bitter7", 0.5), list(model.parameters())[2]
-    local(third.detach() if tensor == "weight" else optimizer.state[third][tensor])[:, 4] = math.nan  # on the ranks that hold rows of it
+    local(third.detach() if tensor == "weight" else optimizer.state[third][tensor])[:, 4] = (
+        math.nan
+    )  # on the ranks that hold rows of it
     try:
         pruner.prune_to(0.5)
     except NotFiniteError as error:
@@ -176,7 +202,9 @@ def main(kind, folder, other=None):
         np.savez(folder / f"{name}-{kind}-{dist.get_rank()}.npz", **arrays)
     dist.barrier()
     sys.stdout.flush()
-    os._exit(0)  # what is to be said is written; the threads of several groups and an interpreter's end do not always part in peace
+    os._exit(
+        0
+    )  # what is to be said is written; the threads of several groups and an interpreter's end do not always part in peace
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ def test_erk_densities_are_in_proportion_to_sum_over_product():
     assert density[0] == 1  # the small first layer would need more than all its weights
     expected = np.array([sum(shape) / math.prod(shape) for shape in SHAPES])
     free = density < 1 - 1e-9
-    assert free.sum() >= 3 and density[free] / expected[free] == pytest.approx(np.full(free.sum(), (density / expected)[free][0]))
+    assert free.sum() >= 3 and density[free] / expected[free] == pytest.approx(
+        np.full(free.sum(), (density / expected)[free][0])
+    )
     assert (expected[~free] >= expected[free].max()).all()
 
 

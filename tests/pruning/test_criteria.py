@@ -53,11 +53,29 @@ def test_every_criterion_has_a_reference():
 @pytest.mark.parametrize("name", REFERENCE)
 def test_formula(name):
     w, m, v, w0 = tensors()
-    available = dict(weight=w, exp_avg=m, exp_avg_sq=v, initial_weight=w0, step=7, beta1=0.9, mean_exp_avg_sq=v.double().mean().float())
-    ours = CRITERIA[name](**{need: available[need] for need in inspect.signature(CRITERIA[name]).parameters}).double().numpy()
+    available = dict(
+        weight=w,
+        exp_avg=m,
+        exp_avg_sq=v,
+        initial_weight=w0,
+        step=7,
+        beta1=0.9,
+        mean_exp_avg_sq=v.double().mean().float(),
+    )
+    ours = (
+        CRITERIA[name](**{need: available[need] for need in inspect.signature(CRITERIA[name]).parameters})
+        .double()
+        .numpy()
+    )
     reference = REFERENCE[name](*(t.double().numpy() for t in (w, m, v)), 7, w0.double().numpy())
-    scale = abs(reference) + (abs(w.double().numpy()) + abs(m.double().numpy() / (v.double().numpy() ** 0.5 + E)) if "5" in name or "9" in name else 0)
-    underflow = 1e-30 + (1e-10 * abs(w.double().numpy()) if name == "variance_within" else 0)  # a denormal v over a mean of thousands
+    scale = abs(reference) + (
+        abs(w.double().numpy()) + abs(m.double().numpy() / (v.double().numpy() ** 0.5 + E))
+        if "5" in name or "9" in name
+        else 0
+    )
+    underflow = 1e-30 + (
+        1e-10 * abs(w.double().numpy()) if name == "variance_within" else 0
+    )  # a denormal v over a mean of thousands
     assert (abs(ours - reference) <= 2e-6 * scale + underflow).all()
 
 
@@ -87,7 +105,9 @@ def pruned_by(criterion, scale=1.0, **options):
     return zeros_of(model)
 
 
-@pytest.mark.parametrize("name, free", [("variance_quarter", True), ("variance_half", True), ("variance_within", True), ("bitter7", False)])
+@pytest.mark.parametrize(
+    "name, free", [("variance_quarter", True), ("variance_half", True), ("variance_within", True), ("bitter7", False)]
+)
 def test_scale_free_means_the_same_set_for_all_gradients_times_a_constant(name, free):
     assert (pruned_by(name) == pruned_by(name, scale=2.0**10)).all() == free
 
@@ -122,5 +142,7 @@ def test_a_criterion_of_ones_own_in_a_few_lines():
         return weight.abs() * exp_avg.abs() / (exp_avg_sq.sqrt() + 1e-12)
 
     assert pruned_by(snr).mean() == 0.5
-    weighted = functools.partial(lambda weight, exp_avg_sq, power, scale=2.0: scale * weight.abs() * exp_avg_sq**power, power=0.5)
+    weighted = functools.partial(
+        lambda weight, exp_avg_sq, power, scale=2.0: scale * weight.abs() * exp_avg_sq**power, power=0.5
+    )
     assert (pruned_by(weighted) == pruned_by("variance_half")).all()

@@ -19,9 +19,21 @@ class Tokens(torch.utils.data.Dataset):
 
 def trainer(folder, **changes):
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
-    arguments = transformers.TrainingArguments(str(folder), max_steps=24, per_device_train_batch_size=4, gradient_accumulation_steps=2, report_to=[],
-                                               use_cpu=True, logging_steps=4, save_steps=12, disable_tqdm=True, **changes)
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    arguments = transformers.TrainingArguments(
+        str(folder),
+        max_steps=24,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        report_to=[],
+        use_cpu=True,
+        logging_steps=4,
+        save_steps=12,
+        disable_tqdm=True,
+        **changes,
+    )
     callback = PruningCallback(criterion="bitter7", target_sparsity=0.6, interval=2)
     model = transformers.GPT2LMHeadModel(config)
     return transformers.Trainer(model, arguments, train_dataset=Tokens(), callbacks=[callback]), model, callback

@@ -13,7 +13,9 @@ from pruning import Pruner
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank(tmp_path_factory):
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1), rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(tmp_path_factory.mktemp("store") / "file"), 1), rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 

@@ -61,7 +61,9 @@ def test_regrow_grows_the_largest_gradients():
             expected = dropped != 0
             expected[grown] = True
             assert torch.equal(new.flatten() != 0, expected)
-            assert (new.flatten()[grown] * gradient.flatten()[grown] < 0).all() and new.flatten()[grown].abs().max() < 1e-20
+            assert (new.flatten()[grown] * gradient.flatten()[grown] < 0).all() and new.flatten()[
+                grown
+            ].abs().max() < 1e-20
 
 
 def test_without_dropping_regrow_is_the_plain_pruner_a_moment_earlier():
@@ -78,7 +80,10 @@ def test_straight_through_trains_the_dense_weights_on_the_gradients_of_the_maske
     for step in range(9):
         x, y = torch.randn(8, 12, generator=torch.Generator().manual_seed(step)), torch.arange(8) % 4
         weights = dict(dense.named_parameters())
-        seen = {name: (p * masks[name]).detach().requires_grad_() if masks and p.dim() == 2 else p.detach().requires_grad_() for name, p in weights.items()}
+        seen = {
+            name: (p * masks[name]).detach().requires_grad_() if masks and p.dim() == 2 else p.detach().requires_grad_()
+            for name, p in weights.items()
+        }
         F.cross_entropy(torch.func.functional_call(dense, seen, x), y).backward()
         F.cross_entropy(model(x), y).backward()
         pruner.mask_gradients()
@@ -111,12 +116,18 @@ def test_both_resume_exactly(kind):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kind, criterion, per_weight", [(Pruner, "bitter7", 0), (Pruner, "movement", 4), (Regrow, "bitter7", 0), (StraightThrough, "bitter7", 5)])
+@pytest.mark.parametrize(
+    "kind, criterion, per_weight",
+    [(Pruner, "bitter7", 0), (Pruner, "movement", 4), (Regrow, "bitter7", 0), (StraightThrough, "bitter7", 5)],
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "amsgrad", "sgd"])
 def test_the_account_is_what_is_allocated(kind, criterion, per_weight, optimizer):
     model = mlp()
-    made = {"adamw": lambda p: torch.optim.AdamW(p), "amsgrad": lambda p: torch.optim.AdamW(p, amsgrad=True),
-            "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}[optimizer](model.parameters())
+    made = {
+        "adamw": lambda p: torch.optim.AdamW(p),
+        "amsgrad": lambda p: torch.optim.AdamW(p, amsgrad=True),
+        "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    }[optimizer](model.parameters())
     pruner = kind(model, made, criterion, 0.5, begin=3, end=9)
     planned = pruner.plan(10)["memory"]
     for parameter in model.parameters():
@@ -127,7 +138,9 @@ def test_the_account_is_what_is_allocated(kind, criterion, per_weight, optimizer
     assert measured["buffers"] == per_weight * pruner.prunable
     assert measured["weights"] == measured["gradients"] == 4 * sum(p.numel() for p in model.parameters())
     assert measured["total"] == sum(v for name, v in measured.items() if name != "total")
-    held = [t for t in vars(pruner).values() for t in (t if isinstance(t, list) else [t]) if torch.is_tensor(t)] + pruner.scores.initial
+    held = [
+        t for t in vars(pruner).values() for t in (t if isinstance(t, list) else [t]) if torch.is_tensor(t)
+    ] + pruner.scores.initial
     assert measured["buffers"] == sum(t.nbytes for t in held)
 
 

@@ -22,7 +22,10 @@ def run(training, model, steps):
 def one_weight(**options):
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = torch.optim.AdamW([weight], lr=0.1, amsgrad=True)
-    optimizer.state[weight] = {"step": torch.tensor(5.0), **{name: torch.ones(4) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")}}
+    optimizer.state[weight] = {
+        "step": torch.tensor(5.0),
+        **{name: torch.ones(4) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")},
+    }
     return weight, optimizer, Spam(optimizer, **options)
 
 
@@ -118,7 +121,9 @@ def test_adamwadv_is_amsgrad_with_cosine_and_clipping():
 def test_adamwprune_prunes_by_its_own_states_and_resumes(base):
     def fresh():
         model = mlp()
-        return model, adamwprune(model, 1e-2, 40, base=base, variant="bitter0", target_sparsity=0.7, begin=5, end=30, interval=5)
+        return model, adamwprune(
+            model, 1e-2, 40, base=base, variant="bitter0", target_sparsity=0.7, begin=5, end=30, interval=5
+        )
 
     whole, training = fresh()
     run(training, whole, (0, 40))

@@ -102,7 +102,10 @@ def test_200_updates_are_nested_and_exact(criterion):
         assert pruner.step()
         after = zeros_of(model)
         assert after[before].all()
-        assert after.sum() == pruner.pruned == round(0.9 * ((step) / 199) ** 3 * pruner.prunable) and pruner.sparsity == after.mean()
+        assert (
+            after.sum() == pruner.pruned == round(0.9 * ((step) / 199) ** 3 * pruner.prunable)
+            and pruner.sparsity == after.mean()
+        )
         before = after
 
 
@@ -146,7 +149,9 @@ def test_gradients_of_pruned_weights_are_zero_whatever_they_were():
     assert torch.equal(model[0].weight.grad[~pruned].nan_to_num(), expected.nan_to_num())
 
 
-@pytest.mark.parametrize("tensor, value", [("weight", float("nan")), ("exp_avg_sq", float("inf")), ("exp_avg", -float("inf"))])
+@pytest.mark.parametrize(
+    "tensor, value", [("weight", float("nan")), ("exp_avg_sq", float("inf")), ("exp_avg", -float("inf"))]
+)
 def test_what_is_not_finite_is_named_and_nothing_pruned(tensor, value):
     model = linears((3, 3), (3, 5))
     optimizer = adam_with(model)
@@ -192,7 +197,11 @@ def test_hugging_faces_gpt2_has_the_same_prunable_weights():
 
     with torch.device("meta"):
         layers = find_layers(transformers.GPT2LMHeadModel(transformers.GPT2Config()), is_prunable)
-    assert len(layers) == 48 and sum(layer.size for layer in layers) == 84_934_656 and {layer.input_dim for layer in layers} == {0}
+    assert (
+        len(layers) == 48
+        and sum(layer.size for layer in layers) == 84_934_656
+        and {layer.input_dim for layer in layers} == {0}
+    )
 
 
 def test_tied_and_compiled_weights_count_once_and_under_their_own_name():
@@ -277,9 +286,14 @@ def test_state_of_another_criterion_or_target_or_model_is_refused():
     pruner = Pruner(model, optimizer, "magnitude", 0.5)
     pruner.step()
     state = pruner.state_dict()
-    for changes, words in ((dict(criterion="bitter7"), "criterion=magnitude"), (dict(target_sparsity=0.6), "target_sparsity=0.5")):
+    for changes, words in (
+        (dict(criterion="bitter7"), "criterion=magnitude"),
+        (dict(target_sparsity=0.6), "target_sparsity=0.5"),
+    ):
         with pytest.raises(ValueError, match=words):
-            Pruner(model, optimizer, **(dict(criterion="magnitude", target_sparsity=0.5) | changes)).load_state_dict(state)
+            Pruner(model, optimizer, **(dict(criterion="magnitude", target_sparsity=0.5) | changes)).load_state_dict(
+                state
+            )
     dense = mlp()
     with pytest.raises(ValueError, match="load the model first"):
         Pruner(dense, torch.optim.AdamW(dense.parameters()), "magnitude", 0.5).load_state_dict(state)
@@ -306,13 +320,23 @@ def test_factored_states_are_a_clear_error_for_criteria_that_need_v():
     assert zeros_of(model).mean() == pytest.approx(0.5, abs=1e-3)
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(criterion="bitter77"), "did you mean bitter7"), (dict(schedule="gpm"), "did you mean gmp"), (dict(allocation="globl"), "did you mean global"),
-    (dict(target_sparsity=1.0), "target_sparsity=1.0"), (dict(begin=0), "begin=0"), (dict(begin=5, end=4), "begin=5, end=4"),
-    (dict(interval=0), "interval=0"), (dict(max_layer_sparsity=0), "max_layer_sparsity=0"), (dict(pattern="4:2"), "4:2"),
-    (dict(pattern="1:4"), "at most 0.25"), (dict(pattern="2:5"), "12 inputs are not divisible by 5"),
-    (dict(pattern="2:4", allocation="erk"), "allocation=erk"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(criterion="bitter77"), "did you mean bitter7"),
+        (dict(schedule="gpm"), "did you mean gmp"),
+        (dict(allocation="globl"), "did you mean global"),
+        (dict(target_sparsity=1.0), "target_sparsity=1.0"),
+        (dict(begin=0), "begin=0"),
+        (dict(begin=5, end=4), "begin=5, end=4"),
+        (dict(interval=0), "interval=0"),
+        (dict(max_layer_sparsity=0), "max_layer_sparsity=0"),
+        (dict(pattern="4:2"), "4:2"),
+        (dict(pattern="1:4"), "at most 0.25"),
+        (dict(pattern="2:5"), "12 inputs are not divisible by 5"),
+        (dict(pattern="2:4", allocation="erk"), "allocation=erk"),
+    ],
+)
 def test_what_cannot_be_is_refused(changes, words):
     model = mlp()
     changes = {"target_sparsity": 0.3 if changes.get("pattern") == "2:5" else 0.5} | changes
@@ -320,15 +344,22 @@ def test_what_cannot_be_is_refused(changes, words):
         Pruner(model, torch.optim.AdamW(model.parameters()), **changes)
 
 
-@pytest.mark.parametrize("changes, words", [
-    (dict(schedule=lambda progress: 2 * progress), "schedule gave 1.33.* at progress 0.66"), (dict(schedule=lambda progress: math.nan), "schedule gave nan"),
-    (dict(allocation=lambda shapes, sparsity: [sparsity]), "finite share for each of 3 layers"),
-    (dict(criterion=lambda weight: weight.sum()), r"0.weight: the criterion gave a tensor of shape \(\)"),
-    (dict(criterion=lambda weight: weight.t()), r"of shape \(12, 32\) for weights of shape \(32, 12\)"), (dict(criterion=lambda: None), "the criterion gave None"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(schedule=lambda progress: 2 * progress), "schedule gave 1.33.* at progress 0.66"),
+        (dict(schedule=lambda progress: math.nan), "schedule gave nan"),
+        (dict(allocation=lambda shapes, sparsity: [sparsity]), "finite share for each of 3 layers"),
+        (dict(criterion=lambda weight: weight.sum()), r"0.weight: the criterion gave a tensor of shape \(\)"),
+        (dict(criterion=lambda weight: weight.t()), r"of shape \(12, 32\) for weights of shape \(32, 12\)"),
+        (dict(criterion=lambda: None), "the criterion gave None"),
+    ],
+)
 def test_functions_of_the_users_that_give_something_else_are_named(changes, words):
     model = mlp()
-    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), **({"begin": 1, "end": 4, "schedule": "oneshot"} | changes))
+    pruner = Pruner(
+        model, torch.optim.AdamW(model.parameters()), **({"begin": 1, "end": 4, "schedule": "oneshot"} | changes)
+    )
     with pytest.raises(ValueError, match=words):
         for _ in range(3):
             pruner.step()
@@ -340,7 +371,9 @@ def test_pruned_weights_that_come_back_are_noticed(forgotten):
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     pruner = Pruner(model, optimizer, "magnitude", 0.5, schedule="linear", begin=1, end=10)
-    with pytest.raises(RuntimeError, match=r"of 85 pruned weights are not zero any more: call mask_gradients\(\) .* before AdamW.step"):
+    with pytest.raises(
+        RuntimeError, match=r"of 85 pruned weights are not zero any more: call mask_gradients\(\) .* before AdamW.step"
+    ):
         for step in range(10):
             F.cross_entropy(model(batch(step)[0]), batch(step)[1]).backward()
             if forgotten == "weights set anew":
@@ -387,7 +420,9 @@ def test_n_of_m_patterns(criterion):
     before, zero = [p.detach().clone() for p in model.parameters()], zeros_of(model)
     for step in range(5):
         pruner.step()
-        assert zeros_of(model)[zero].all() and zeros_of(model).sum() == pruner.pruned == round(0.5 * step / 4 * pruner.prunable)
+        assert zeros_of(model)[zero].all() and zeros_of(model).sum() == pruner.pruned == round(
+            0.5 * step / 4 * pruner.prunable
+        )
         zero = zeros_of(model)
         assert (model[0].weight.view(24, 4, 4) == 0).sum(-1).max() <= 2
     assert ((model[0].weight.view(24, 4, 4) == 0).sum(-1) == 2).all()
@@ -417,7 +452,11 @@ class Syncs(torch.utils._python_dispatch.TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.bincount.default)
+        self.count += function in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten.bincount.default,
+        )
         return function(*args, **(kwargs or {}))
 
 

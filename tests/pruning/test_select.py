@@ -27,8 +27,12 @@ def test_keys_have_the_order_of_the_scores(values):
 @pytest.mark.parametrize("kind", ["normal", "ties", "equal", "tiny"])
 def test_the_kth_smallest_is_a_full_sorts(size, kind):
     torch.manual_seed(size)
-    scores = {"normal": torch.randn(size), "ties": torch.randint(-3, 3, (size,)).float(), "equal": torch.full((size,), 0.25),
-              "tiny": torch.randn(size) * 1e-42}[kind]
+    scores = {
+        "normal": torch.randn(size),
+        "ties": torch.randint(-3, 3, (size,)).float(),
+        "equal": torch.full((size,), 0.25),
+        "tiny": torch.randn(size) * 1e-42,
+    }[kind]
     keys, order = order_key(scores), scores.sort().values
     chunks = list(zip((0, 1, 1, 1, 1), keys.tensor_split([size // 7, size // 3, size // 2, size - 1])))
     for k in sorted({1, 2, size // 3, size // 2, size - 1, size} - {0}):
@@ -36,8 +40,10 @@ def test_the_kth_smallest_is_a_full_sorts(size, kind):
             found = kth_smallest(lambda: iter(chunks), k, 2, keys.device, lambda x: x)
             assert score_of(found.key) == order[k - 1]
             assert found.below == (scores < order[k - 1]).sum() and found.ties == (scores == order[k - 1]).sum()
-            assert all(most >= sum(int((key <= found.key).sum()) for place, key in chunks if place == layer)
-                       for layer, most in enumerate(found.most))
+            assert all(
+                most >= sum(int((key <= found.key).sum()) for place, key in chunks if place == layer)
+                for layer, most in enumerate(found.most)
+            )
 
 
 def test_small_pieces_are_counted_like_large_ones():
@@ -50,13 +56,19 @@ def test_small_pieces_are_counted_like_large_ones():
 @st.composite
 def layers_of_scores(draw):
     shapes = draw(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 9)), min_size=1, max_size=4))
-    values = st.one_of(st.sampled_from(SPECIAL[:-1]), finite) if draw(st.booleans()) else st.sampled_from([0.0, -0.0, 1.0, -2.0])
+    values = (
+        st.one_of(st.sampled_from(SPECIAL[:-1]), finite)
+        if draw(st.booleans())
+        else st.sampled_from([0.0, -0.0, 1.0, -2.0])
+    )
     scores = [draw(st.lists(values.filter(math.isfinite), min_size=r * c, max_size=r * c)) for r, c in shapes]
     return shapes, [np.array(s, np.float32) for s in scores]
 
 
 @settings(deadline=None, max_examples=150)
-@given(layers_of_scores(), st.floats(0, 0.999), st.floats(0, 0.999), st.sampled_from([1.0, 0.98, 0.6]), st.integers(1, 11))
+@given(
+    layers_of_scores(), st.floats(0, 0.999), st.floats(0, 0.999), st.sampled_from([1.0, 0.98, 0.6]), st.integers(1, 11)
+)
 def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap, chunk):
     """Two updates after one another, ties, signed zeros, caps and chunks of any size included."""
     shapes, scores = problem
@@ -84,4 +96,6 @@ def test_large_layers_in_many_chunks_are_exact():
     scores = [torch.randn(shape).round(decimals=2) for shape in shapes]
     Pruner(model, adam_with(model, exp_avg=scores), by_exp_avg, target_sparsity=0.7).prune_to(0.7)
     flat = [s.flatten().numpy() for s in scores]
-    assert (zeros_of(model) == lowest(flat, [np.zeros(len(s), bool) for s in flat], round(0.7 * sum(map(len, flat))))).all()
+    assert (
+        zeros_of(model) == lowest(flat, [np.zeros(len(s), bool) for s in flat], round(0.7 * sum(map(len, flat))))
+    ).all()
