@@ -21,7 +21,7 @@ from gpt2.config import help_text, load_config
 from gpt2.data import TrainingBatches, Windows
 from gpt2.errors import UserError, one_line_errors
 from gpt2.evaluate import evaluate
-from gpt2.logging import Log, Stopwatch
+from gpt2.log import Log, Stopwatch
 from gpt2.model import GPT, GPTConfig
 from gpt2.shards import find_shards, read_meta
 from pruning import NotFiniteError, Pruner
