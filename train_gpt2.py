@@ -23,10 +23,12 @@ from gpt2.errors import UserError, one_line_errors
 from gpt2.evaluate import evaluate
 from gpt2.log import Log, Stopwatch
 from gpt2.model import GPT, GPTConfig
+from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.shards import find_shards, read_meta
 from pruning import NotFiniteError, Pruner
 from pruning.allocation import ALLOCATIONS
 from pruning.criteria import CRITERIA
+from pruning.optim import OPTIMIZERS
 from pruning.schedule import SCHEDULES
 
 
@@ -69,16 +71,6 @@ def make_model(config):
     return model
 
 
-def make_optimizer(model, config):
-    """Fused AdamW; matrices decay, biases and normalisation do not."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
-
-
 def make_pruner(model, optimizer, config):
     """The Pruner that the config asks for, or None."""
     if config.criterion == "none":
@@ -96,25 +88,16 @@ def make_pruner(model, optimizer, config):
     )
 
 
-def learning_rate(step, config):
-    """Linear warm-up to learning_rate, then half a cosine down to min_lr at lr_decay_iters. Steps count from 1."""
-    if not config.decay_lr:
-        return config.learning_rate
-    if step <= config.warmup_iters:
-        return config.learning_rate * step / (config.warmup_iters + 1)
-    progress = min(1.0, (step - config.warmup_iters) / max(1, config.lr_decay_iters - config.warmup_iters))
-    return config.min_lr + (config.learning_rate - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
-
-
 def dropout_seed(config, step, number):
     """A seed for each micro-batch of the run, wherever it is computed."""
     return (config.seed * 1_000_003 + step * config.gradient_accumulation_steps + number) % 2**63
 
 
-def save(config, step, val_loss, model, optimizer, pruner, data):
+def save(config, step, val_loss, model, optimizer, spam, pruner, data):
     """Write the checkpoint of `step`."""
     parameters, state = model.tensors(), pruner.state_dict() if pruner else {"buffers": {}}
     buffers = {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
+    buffers |= {f"spam.{name}": tensor for name, tensor in spam.state_dict().items()} if spam else {}
     checkpoint.save(
         config.out_dir,
         step,
@@ -128,16 +111,16 @@ def save(config, step, val_loss, model, optimizer, pruner, data):
     )
 
 
-def restore(path, manifest, model, optimizer, pruner):
+def restore(path, manifest, model, optimizer, spam, pruner):
     """Load what `save` wrote at `path`; returns its step."""
     checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
     tensors = checkpoint.load_tensors(path, "optimizer.safetensors")
     checkpoint.load_optimizer(optimizer, model.tensors(), tensors)
+    of = lambda owner: {key.removeprefix(owner): t for key, t in tensors.items() if key.startswith(owner)}
+    if spam:
+        spam.load_state_dict(of("spam."))
     if pruner:
-        buffers = {
-            name.removeprefix("pruner."): tensor for name, tensor in tensors.items() if name.startswith("pruner.")
-        }
-        pruner.load_state_dict(manifest["pruner"] | {"buffers": buffers})
+        pruner.load_state_dict(manifest["pruner"] | {"buffers": of("pruner.")})
     return manifest["step"]
 
 
@@ -152,8 +135,9 @@ def train(config):
     # The model, its optimizer, its pruner. `model` owns the parameters, `fast` is how it is run.
     model = make_model(config).to(world.device)
     optimizer = make_optimizer(model, config)
+    spam = make_spam(optimizer, config)
     pruner = make_pruner(model, optimizer, config)
-    start = restore(*found, model, optimizer, pruner) if found else 0
+    start = restore(*found, model, optimizer, spam, pruner) if found else 0
     compiling = parallel.should_compile(config.compile, world.device, config.vocab_size)
     compiled = torch.compile(model) if compiling else model
     fast = parallel.data_parallel(compiled, world)
@@ -165,7 +149,7 @@ def train(config):
         + (f", continued from {found[0]}" if found else "")
     )
 
-    # Each step: gradients of the micro-batches, mask, clip, AdamW, prune.
+    # Each step: gradients of the micro-batches, mask, clip, optimizer, prune.
     micro_steps = config.gradient_accumulation_steps // world.size
     batches = TrainingBatches(training, config, world).from_step(start + 1)
     loss_sum, steps_logged, pruning_time, clock = (
@@ -175,8 +159,7 @@ def train(config):
         time.perf_counter(),
     )
     for step in range(start + 1, config.max_iters + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+        set_learning_rate(optimizer, step, config)
         loss_sum.zero_()
         for micro_step in range(micro_steps):
             number, inputs, targets = next(batches)
@@ -191,6 +174,8 @@ def train(config):
             with pruning_time:
                 pruner.mask_gradients()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+        if spam:
+            spam.before_step(grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if pruner:
@@ -230,7 +215,7 @@ def train(config):
             ),
         )
         if saving and world.is_main:
-            save(config, step, val_loss, model, optimizer, pruner, data)
+            save(config, step, val_loss, model, optimizer, spam, pruner, data)
         steps_logged, clock = 0, time.perf_counter()
 
     picture = log.finish()
@@ -252,7 +237,12 @@ def main(arguments):
     with one_line_errors(
         "train_gpt2.py", NotFiniteError, interrupted="interrupted; the same command continues from the last checkpoint"
     ):
-        names = {"criterion": ("none", *CRITERIA), "schedule": tuple(SCHEDULES), "allocation": tuple(ALLOCATIONS)}
+        names = {
+            "optimizer": OPTIMIZERS,
+            "criterion": ("none", *CRITERIA),
+            "schedule": tuple(SCHEDULES),
+            "allocation": tuple(ALLOCATIONS),
+        }
         train(load_config(arguments, names))
         parallel.stop()
 

@@ -47,14 +47,30 @@ class Config:
     gradient_accumulation_steps: int = option(
         32, "micro-batches in a step over all ranks together; divisible by their number", at_least=1
     )
-    # the optimizer, AdamW
+    # the optimizer
+    optimizer: str = option(
+        "adamw",
+        "adamw, adam, sgd, adamwadv (AdamW with AMSGrad) or adamwspam (that with the spam_ options); adam and sgd add "
+        "weight_decay to the gradient, and sgd's momentum is beta1",
+    )
+    spam_theta: float = option(
+        50.0,
+        "adamwspam: clip a gradient's elements at sqrt(spam_theta * exp_avg_sq); 0: no such clipping",
+        at_least=0.0,
+    )
+    spam_interval: int = option(
+        1000, "adamwspam: steps from one reset of both moments to the next; 0: never", at_least=0
+    )
+    spam_warmup_steps: int = option(0, "adamwspam: steps of cosine warm-up after a reset", at_least=0)
     learning_rate: float = option(6e-4, "highest learning rate, reached after warm-up", above=0.0)
     min_lr: float = option(-1.0, "learning rate at the end of the cosine; -1: a tenth of learning_rate")
     warmup_iters: int = option(700, "steps of linear warm-up", at_least=0)
     lr_decay_iters: int = option(-1, "step at which the cosine reaches min_lr; -1: max_iters", at_least=-1)
     decay_lr: bool = option(True, "warm up and decay; False: constant learning_rate")
     max_iters: int = option(19073, "optimizer steps of the run (default: 10 billion tokens)", at_least=1)
-    weight_decay: float = option(0.1, "decoupled weight decay, on matrices only", at_least=0.0)
+    weight_decay: float = option(
+        0.1, "weight decay, on matrices only; decoupled from the gradient in every AdamW", at_least=0.0
+    )
     beta1: float = option(0.9, "decay of exp_avg", at_least=0.0, below=1.0)
     beta2: float = option(0.95, "decay of exp_avg_sq", at_least=0.0, below=1.0)
     grad_clip: float = option(1.0, "clip the gradient's global norm to this; 0: no clipping", at_least=0.0)

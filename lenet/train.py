@@ -17,9 +17,10 @@ from lenet.data import load_digits
 from lenet.model import LeNet5
 from pruning import NotFiniteError, Pruner
 from pruning.memory import measure
-from pruning.optim import Training, adamwadv, adamwprune, adamwspam
+from pruning.optim import OPTIMIZERS as BASES
+from pruning.optim import Training, adamwadv, adamwprune, adamwspam, base_optimizer
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "adamwadv", "adamwspam", "adamwprune")
+OPTIMIZERS = (*BASES, "adamwprune")
 METHODS = ("none", "movement", "magnitude", "state", "random")
 VARIANTS = tuple(f"bitter{i}" for i in range(10))
 UPDATE_INTERVAL = 50  # steps from one pruning update to the next, as in the source
@@ -170,19 +171,16 @@ def make_training(options, model, steps_per_epoch):
             model.parameters(),
             options.lr,
             max_steps,
-            clip_elements=options.spam_enable_clip,
-            theta=options.spam_theta,
+            theta=options.spam_theta if options.spam_enable_clip else 0.0,
             interval=options.spam_interval,
             warmup_steps=options.spam_warmup_steps,
         )
     elif options.optimizer == "adamwadv":
         training = adamwadv(model.parameters(), options.lr, max_steps)
-    elif options.optimizer == "sgd":
-        training = Training(torch.optim.SGD(model.parameters(), options.lr, momentum=0.9))
-    elif options.optimizer == "adam":
-        training = Training(torch.optim.Adam(model.parameters(), options.lr))
     else:
-        training = Training(torch.optim.AdamW(model.parameters(), options.lr, weight_decay=0.01))
+        name = "adamw" if options.optimizer == "adamwprune" else options.optimizer
+        decay = 0.01 if name == "adamw" else 0.0
+        training = Training(base_optimizer(name, model.parameters(), options.lr, decay))
     if criterion:
         training.pruner = Pruner(model, training.optimizer, criterion, options.target_sparsity, **pruning)
     return training
@@ -210,7 +208,7 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
             loss = F.cross_entropy(network(digits.train_images[batch]), digits.train_labels[batch])
             loss.backward()
             if memory is None and training.optimizer.state:  # from the second step on every state is there
-                memory = measure(model, training.optimizer, training.pruner)
+                memory = measure(model, training.optimizer, training.pruner, training.spam)
             training.step()
             total += loss.detach() * len(batch)
             after_step()
@@ -261,7 +259,7 @@ def summary(options, digits, model, training, epochs, memory):
         sparsity=epochs[-1]["sparsity"],
         layer_sparsity={name: 1 - int(w.count_nonzero()) / w.numel() for name, w in layers.items()},
         memory_bytes=memory,
-        spikes=training.spam.spikes if training.spam else None,
+        spikes=int(training.spam.spikes) if training.spam else None,
         resets=training.spam.resets if training.spam else None,
         seconds=sum(epoch["seconds"] for epoch in epochs),
         torch=torch.__version__,

@@ -40,11 +40,13 @@ def account(parameters, prunable=None, optimizer="adamw", method="none"):
     )
 
 
-def measure(model, optimizer, pruner=None):
-    """The account of what is allocated now on this rank. The optimizer's step counters count among the states."""
+def measure(model, optimizer, pruner=None, spam=None):
+    """The account of what is allocated now on this rank. The optimizer's step counters count among the states, and so do
+    the norms that `spam` remembers."""
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
     states = [s for p in parameters for s in optimizer.state.get(p, {}).values() if torch.is_tensor(s)]
+    states += [spam.norms, spam.seen, spam.spikes] if spam else []
     return with_total(
         weights=bytes_of(parameters),
         gradients=bytes_of(gradients),

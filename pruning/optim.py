@@ -1,23 +1,41 @@
-"""The source project's optimizers, from three pieces over torch.optim: AMSGrad AdamW with cosine and clipping, SPAM, pruning.
+"""The source project's optimizers, from pieces over torch.optim: AMSGrad AdamW with cosine and clipping, SPAM, pruning.
 
 training = adamwspam(model.parameters(), lr=1e-3, max_steps=1000)
 loss.backward()
 training.step()              # masks, clips, looks for spikes, steps, decays the rate, prunes, and clears the gradients
+
+A loop of one's own takes the pieces instead: `base_optimizer`, and `Spam` around its step.
 """
 
 import math
-import statistics
-from collections import deque
 
 import torch
 
+from pruning.layers import local
 from pruning.pruner import Pruner
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "adamwadv", "adamwspam")
+
+
+def base_optimizer(name, parameters, lr, weight_decay=0.01, betas=(0.9, 0.999), fused=None):
+    """The torch optimizer under a name of OPTIMIZERS; eps is 1e-8.
+
+    adamw decays decoupled from the gradient; adamwadv and adamwspam are it with AMSGrad. adam and sgd add
+    weight_decay · w to the gradient; betas[0] is sgd's momentum. ValueError for another name.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer={name!r}: expected one of {', '.join(OPTIMIZERS)}")
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=betas[0], weight_decay=weight_decay, fused=fused)
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr, betas, weight_decay=weight_decay, fused=fused)
+    return torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay, amsgrad=name != "adamw", fused=fused)
 
 
 def adamwadv(parameters, lr, max_steps, clip=1.0):
-    """AdamW with AMSGrad, weight decay 0.01, betas 0.9 and 0.999, eps 1e-8; cosine to 0 over `max_steps`; gradients clipped
-    to the norm `clip`. Returns a Training."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, amsgrad=True)
+    """AdamW with AMSGrad, weight decay 0.01, betas 0.9 and 0.999, eps 1e-8; cosine to 0 over `max_steps`; gradients
+    clipped to the norm `clip`. Returns a Training."""
+    optimizer = base_optimizer("adamwadv", parameters, lr)
     return Training(optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_steps), clip)
 
 
@@ -31,14 +49,14 @@ def adamwspam(parameters, lr, max_steps, clip=1.0, **spam):
 def adamwprune(
     model, lr, max_steps, base="adamw", variant="bitter0", target_sparsity=0.5, begin=1, end=None, spam=(), **pruning
 ):
-    """AdamW (lr, weight decay 0.01), or adamwspam with the options `spam`, whose own states prune `model` by the criterion
-    `variant`. begin, end (default: max_steps) and the rest are Pruner's. Returns a Training."""
+    """AdamW (lr, weight decay 0.01), or adamwspam with the options `spam`, whose own states prune `model` by the
+    criterion `variant`. begin, end (default: max_steps) and the rest are Pruner's. Returns a Training."""
     if base not in ("adamw", "adamwspam"):
         raise ValueError(f"base={base!r}: expected adamw or adamwspam")
     if base == "adamwspam":
         training = adamwspam(model.parameters(), lr, max_steps, **dict(spam))
     else:
-        training = Training(torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01))
+        training = Training(base_optimizer("adamw", model.parameters(), lr))
     training.pruner = Pruner(
         model, training.optimizer, variant, target_sparsity, begin=begin, end=end or max_steps, **pruning
     )
@@ -52,21 +70,15 @@ class Training:
         self.optimizer, self.schedule, self.clip, self.spam, self.pruner = optimizer, schedule, clip, spam, pruner
 
     def step(self):
-        """One optimizer step from the gradients that are there; clears them. Waits for the device once, where spam is on."""
+        """One optimizer step from the gradients that are there; clears them. Never waits for the device."""
         if self.pruner:
             self.pruner.mask_gradients()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip) if self.clip else None
+        if self.clip or self.spam:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip or math.inf)
         if self.spam:
-            norm = (
-                torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-                if norm is None
-                else norm
-            )
-            self.spam.before_step(norm.item())
+            self.spam.before_step(norm)
         self.optimizer.step()
-        if self.spam:
-            self.spam.after_step()
         if self.schedule:
             self.schedule.step()
         if self.pruner:
@@ -93,80 +105,93 @@ class Training:
 
 
 class Spam:
-    """Spike-aware momentum (Huang et al. 2025, arXiv:2501.06842, with the source project's z-score) over an Adam optimizer.
+    """Spike-aware momentum (Huang et al. 2025, arXiv:2501.06842, with the source project's z-score) over an Adam.
 
-    A step whose gradient norm lies more than `z` standard deviations above the mean of the last `window` finite norms, of
-    which there must be `least`, is a spike: exp_avg × 0.5, exp_avg_sq × 0.9. Norms that are not finite count for nothing.
+    A step whose gradient norm lies more than `z` standard deviations above the mean of the last `window` finite norms,
+    of which there must be `least`, is a spike: exp_avg × 0.5, exp_avg_sq × 0.9. Norms that are not finite count for
+    nothing. The norms and the verdict stay on the parameters' device: nothing here waits for it.
 
-    clip_elements: clip each element of the gradient at sqrt(theta · exp_avg_sq), where that is above zero
+    theta:         clip each element of the gradient at sqrt(theta · exp_avg_sq), where that is above zero; 0: do not
     interval:      every so many steps, reset both moments (AMSGrad's maximum too) and the bias correction; 0: never
     warmup_steps:  after such a reset, raise the learning rate to its own value along half a cosine
     """
 
-    def __init__(
-        self, optimizer, z=2.0, window=100, least=10, clip_elements=False, theta=50.0, interval=0, warmup_steps=0
-    ):
-        self.optimizer, self.z, self.least, self.clip_elements, self.theta = optimizer, z, least, clip_elements, theta
-        self.interval, self.warmup_steps = interval, warmup_steps
-        self.norms = deque(maxlen=window)
-        self.steps, self.spikes, self.resets, self.since_reset, self.rates = 0, 0, 0, None, []
+    def __init__(self, optimizer, z=2.0, window=100, least=10, theta=0.0, interval=0, warmup_steps=0):
+        self.optimizer, self.z, self.least, self.theta = optimizer, z, least, theta
+        self.interval, self.warmup_steps, self.steps, self.rates = interval, warmup_steps, 0, []
+        device = optimizer.param_groups[0]["params"][0].device
+        self.norms = torch.zeros(window, device=device)  # a ring: the k-th finite norm lies at k % window
+        self.seen = torch.zeros((), dtype=torch.int64, device=device)
+        self.spikes = torch.zeros((), dtype=torch.int64, device=device)
+        optimizer.register_step_post_hook(self.after_step)
+
+    @property
+    def resets(self):
+        """How often the moments were reset so far."""
+        return max(0, self.steps - 1) // self.interval if self.interval else 0
 
     @torch.no_grad()
     def before_step(self, norm):
-        """Look at the gradients, whose norm is the float `norm`, before the optimizer uses them."""
-        if self.is_spike(norm):
-            self.spikes += 1
-            self.scale(exp_avg=0.5, exp_avg_sq=0.9)
-        if math.isfinite(norm):
-            self.norms.append(norm)
+        """Look at the gradients, whose norm (before clipping) is the tensor `norm`, before the optimizer uses them."""
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        spike = self.is_spike(norm)
+        self.spikes += spike
+        self.scale(exp_avg=torch.where(spike, 0.5, 1.0), exp_avg_sq=torch.where(spike, 0.9, 1.0))
+        self.remember(norm)
         if self.interval and self.steps and self.steps % self.interval == 0:
-            self.resets += 1
-            self.since_reset = 0
-            self.scale(exp_avg=0, exp_avg_sq=0, max_exp_avg_sq=0, step=0)
-        if self.clip_elements:
+            self.scale(exp_avg=0.0, exp_avg_sq=0.0, max_exp_avg_sq=0.0, step=0.0)
+        if self.theta:
             self.clip()
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        if self.since_reset is not None and self.since_reset < self.warmup_steps:
-            self.since_reset += 1
-            for group in self.optimizer.param_groups:
-                group["lr"] *= (1 - math.cos(math.pi * self.since_reset / self.warmup_steps)) / 2
+        for group in self.optimizer.param_groups:
+            group["lr"] *= self.warmup()
 
-    def after_step(self):
-        """Give the learning rates back as they were."""
+    def after_step(self, *hook):
+        """Give the learning rates back as they were; the optimizer calls it at the end of its step."""
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate
         self.steps += 1
 
+    def warmup(self):
+        """The share of the learning rate that the coming step takes."""
+        since = self.steps % self.interval + 1 if self.interval and self.steps >= self.interval else math.inf
+        return (1 - math.cos(math.pi * since / self.warmup_steps)) / 2 if since < self.warmup_steps else 1.0
+
     def is_spike(self, norm):
-        if not math.isfinite(norm) or len(self.norms) < self.least:
-            return False
-        return norm - statistics.fmean(self.norms) > self.z * max(statistics.pstdev(self.norms), 1e-12)
+        """A bool tensor. The deviation counts as a millionth of the mean at least, for norms equal but for rounding."""
+        known = torch.arange(len(self.norms), device=self.norms.device) < self.seen
+        count = known.sum().clamp(min=1)
+        mean = self.norms.sum() / count
+        deviation = (((self.norms - mean) * known).square().sum() / count).sqrt()
+        above = norm - mean > self.z * torch.maximum(deviation, 1e-6 * mean)
+        return above & norm.isfinite() & (self.seen >= self.least)
+
+    def remember(self, norm):
+        place = self.seen.remainder(len(self.norms)).view(1)
+        self.norms.scatter_(
+            0, place, torch.where(norm.isfinite(), norm, self.norms[place]).view(1).to(self.norms.dtype)
+        )
+        self.seen += norm.isfinite()
 
     def scale(self, **factors):
-        """Multiply the states of these names, of all parameters."""
+        """Multiply the states of these names, of all parameters, by numbers or tensors of one element."""
         for name, factor in factors.items():
-            if tensors := [state[name] for state in self.optimizer.state.values() if name in state]:
-                torch._foreach_mul_(tensors, float(factor))
+            if tensors := [local(state[name]) for state in self.optimizer.state.values() if name in state]:
+                torch._foreach_mul_(tensors, factor)
 
     def clip(self):
         for parameter, state in self.optimizer.state.items():
             if parameter.grad is not None and "exp_avg_sq" in state:
-                limit = (self.theta * state["exp_avg_sq"]).sqrt()
+                limit = (self.theta * local(state["exp_avg_sq"])).sqrt()
                 limit.masked_fill_(limit == 0, torch.inf)
-                parameter.grad.clamp_(-limit, limit)
+                local(parameter.grad).clamp_(-limit, limit)
 
     def state_dict(self):
-        return dict(
-            norms=list(self.norms),
-            steps=self.steps,
-            spikes=self.spikes,
-            resets=self.resets,
-            since_reset=self.since_reset,
-        )
+        """name -> tensor."""
+        return dict(norms=self.norms, seen=self.seen, spikes=self.spikes, steps=torch.tensor(self.steps))
 
     def load_state_dict(self, state):
-        self.norms.clear()
-        self.norms.extend(state["norms"])
-        self.steps, self.spikes, self.resets, self.since_reset = (
-            state[k] for k in ("steps", "spikes", "resets", "since_reset")
-        )
+        """Go on from the tensors that state_dict gave."""
+        for name in ("norms", "seen", "spikes"):
+            getattr(self, name).copy_(state[name])
+        self.steps = int(state["steps"])

@@ -115,7 +115,7 @@ def test_the_memory_account_is_what_is_allocated(optimizer, method, digits):
     training = make_training(options("--optimizer", optimizer, "--pruning-method", method), model, 12)
     for _ in range(2):
         torch.nn.functional.cross_entropy(model(digits.train_images[:50]), digits.train_labels[:50]).backward()
-        account = measure(model, training.optimizer, training.pruner)
+        account = measure(model, training.optimizer, training.pruner, training.spam)
         grown = {pointer: size for pointer, size in live_bytes().items() if pointer not in before}
         training.step()
     normalisation = sum(buffer.untyped_storage().nbytes() for buffer in model.buffers())

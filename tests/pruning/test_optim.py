@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pruning.optim import Spam, adamwadv, adamwprune, adamwspam
+from pruning.optim import OPTIMIZERS, Spam, adamwadv, adamwprune, adamwspam, base_optimizer
 from tests.pruning.helpers import zeros_of
 from tests.pruning.test_pruner import batch, mlp
 
@@ -31,7 +31,7 @@ def one_weight(**options):
 
 def feed(spam, norms):
     for norm in norms:
-        spam.before_step(norm)
+        spam.before_step(torch.tensor(norm))
         spam.after_step()
 
 
@@ -54,7 +54,7 @@ def test_ten_norms_are_needed_and_nan_is_none():
     assert spam.spikes == 0
     _, _, spam = one_weight()
     feed(spam, [1.0] * 10 + [math.nan, math.inf, math.nan])
-    assert spam.spikes == 0 and list(spam.norms) == [1.0] * 10
+    assert spam.spikes == 0 and spam.norms[: spam.seen].tolist() == [1.0] * 10
     feed(spam, [50.0])
     assert spam.spikes == 1
 
@@ -64,15 +64,15 @@ def test_the_threshold_is_two_standard_deviations():
     for norm, spikes in ((3.99, 0), (4.01, 1)):
         _, _, spam = one_weight()
         feed(spam, norms)
-        spam.before_step(norm)
+        spam.before_step(torch.tensor(norm))
         assert spam.spikes == spikes
 
 
 def test_elements_are_clipped_at_the_root_of_theta_v():
-    weight, optimizer, spam = one_weight(clip_elements=True, theta=4.0)
+    weight, optimizer, spam = one_weight(theta=4.0)
     optimizer.state[weight]["exp_avg_sq"] = torch.tensor([1.0, 1.0, 0.25, 0.0])
     weight.grad = torch.tensor([1.5, -9.0, 9.0, 9.0])
-    spam.before_step(1.0)
+    spam.before_step(torch.tensor(1.0))
     assert weight.grad.tolist() == [1.5, -2.0, 1.0, 9.0]
 
 
@@ -80,7 +80,7 @@ def test_the_periodic_reset_restarts_bias_correction_and_warms_up():
     weight, optimizer, spam = one_weight(interval=4, warmup_steps=3)
     rates = []
     for step in range(9):
-        spam.before_step(1.0)
+        spam.before_step(torch.tensor(1.0))
         rates.append(optimizer.param_groups[0]["lr"] / 0.1)
         if step == 4:
             state = optimizer.state[weight]
@@ -135,6 +135,27 @@ def test_adamwprune_prunes_by_its_own_states_and_resumes(base):
     resumed.load_state_dict(copy.deepcopy(training.state_dict()))
     run(resumed, second, (17, 40))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters()))
+
+
+def test_the_window_forgets_and_equal_norms_have_no_spike():
+    _, _, spam = one_weight(window=12)
+    feed(spam, [100.0] * 12 + [0.1] * 12)
+    assert spam.spikes == 0 and spam.norms.tolist() == pytest.approx([0.1] * 12)
+    feed(spam, [0.2])
+    assert spam.spikes == 1
+
+
+def test_each_optimizer_is_torchs_own():
+    types = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+    for name in OPTIMIZERS:
+        made = base_optimizer(name, mlp().parameters(), 0.1, weight_decay=0.2, betas=(0.8, 0.9))
+        assert type(made) is types.get(name, torch.optim.AdamW)
+        group = made.param_groups[0]
+        assert (group["lr"], group["weight_decay"]) == (0.1, 0.2)
+        assert group.get("momentum") == 0.8 if name == "sgd" else group["betas"] == (0.8, 0.9)
+        assert group.get("amsgrad", False) == (name in ("adamwadv", "adamwspam"))
+    with pytest.raises(ValueError, match="adamwspam"):
+        base_optimizer("adamax", mlp().parameters(), 0.1)
 
 
 def test_an_unknown_base_is_refused():

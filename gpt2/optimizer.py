@@ -1,0 +1,41 @@
+"""The optimizer of a run and its learning rate."""
+
+import math
+
+from pruning.optim import Spam, base_optimizer
+
+
+def make_optimizer(model, config):
+    """The optimizer that the config asks for, fused; matrices decay, biases and normalisation do not."""
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (config.beta1, config.beta2)
+    return base_optimizer(config.optimizer, groups, config.learning_rate, config.weight_decay, betas, fused=True)
+
+
+def make_spam(optimizer, config):
+    """The Spam around the steps of adamwspam, or None."""
+    if config.optimizer != "adamwspam":
+        return None
+    return Spam(
+        optimizer, theta=config.spam_theta, interval=config.spam_interval, warmup_steps=config.spam_warmup_steps
+    )
+
+
+def learning_rate(step, config):
+    """Linear warm-up to learning_rate, then half a cosine down to min_lr at lr_decay_iters. Steps count from 1."""
+    if not config.decay_lr:
+        return config.learning_rate
+    if step <= config.warmup_iters:
+        return config.learning_rate * step / (config.warmup_iters + 1)
+    progress = min(1.0, (step - config.warmup_iters) / max(1, config.lr_decay_iters - config.warmup_iters))
+    return config.min_lr + (config.learning_rate - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def set_learning_rate(optimizer, step, config):
+    """Give every group the learning rate of `step`, times the group's lr_scale where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config) * group.get("lr_scale", 1.0)

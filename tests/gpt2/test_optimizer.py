@@ -1,0 +1,83 @@
+"""Each optimizer in the loop: goes on exactly from a checkpoint, keeps its groups' share of the rate, never waits."""
+
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_gpt2
+from gpt2.config import Config, load_config
+from gpt2.errors import UserError
+from gpt2.model import GPT, GPTConfig
+from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
+from pruning.optim import OPTIMIZERS
+from tests.conftest import PRUNED, SMALL, files_of, metrics_of
+
+TINY = GPTConfig(block_size=8, vocab_size=20, n_layer=1, n_head=2, n_embd=16)
+
+
+def train(data_dir, out_dir, *arguments):
+    arguments = [f"--data_dir={data_dir}", f"--out_dir={out_dir}", *SMALL, *arguments]
+    train_gpt2.train(load_config(arguments, {}))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_each_optimizer_goes_on_exactly_from_a_checkpoint(optimizer, data_dir, tmp_path):
+    options = [f"--optimizer={optimizer}", "--gradient_accumulation_steps=1", "--max_iters=24", *PRUNED]
+    options += [
+        "--prune_end=20",
+        "--spam_interval=8",
+        "--spam_warmup_steps=5",
+        "--spam_theta=4",
+        "--checkpoint_interval=12",
+    ]
+    train(data_dir, tmp_path / "whole", *options)
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part)
+    shutil.rmtree(part / "checkpoints" / "step-00000024")
+    train(data_dir, part, *options)
+    assert files_of(part, 24) == files_of(tmp_path / "whole", 24)
+    losses = {line["step"]: line["train_loss"] for line in metrics_of(tmp_path / "whole")}
+    assert len(losses) == 24 and losses[24] < losses[1]
+
+
+def test_an_unknown_optimizer_names_the_nearest():
+    with pytest.raises(UserError, match="optimizer=adamspam.*did you mean adamwspam"):
+        load_config(["--optimizer=adamspam"], {"optimizer": OPTIMIZERS})
+
+
+def test_groups_decay_matrices_alone_and_keep_their_share_of_the_rate():
+    config = Config(warmup_iters=4, lr_decay_iters=10, min_lr=1e-5, max_iters=10)
+    optimizer = make_optimizer(GPT(TINY), config)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [config.weight_decay, 0.0]
+    assert {p.dim() for p in optimizer.param_groups[1]["params"]} == {1}
+    optimizer.param_groups[0]["lr_scale"] = 3.0
+    for step in (1, 4, 7, 10):
+        set_learning_rate(optimizer, step, config)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == [3.0 * learning_rate(step, config), learning_rate(step, config)]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at every operation that would wait for a device."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"), name
+        return function(*arguments, **(options or {}))
+
+
+def test_spam_never_waits_for_the_device():
+    config = Config(optimizer="adamwspam", spam_interval=3, spam_warmup_steps=2, block_size=8, vocab_size=20)
+    model = GPT(TINY)
+    optimizer = make_optimizer(model, config)
+    spam = make_spam(optimizer, config)
+    for _ in range(8):
+        model(*torch.randint(0, 20, (2, 2, 8)))[1].backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        with NoWaiting():
+            spam.before_step(norm)
+        optimizer.step()
+    assert spam.resets == 2 and int(spam.seen) == 8
+    assert make_spam(optimizer, Config()) is None
