@@ -230,10 +230,9 @@ class Preparation:
         write_json(
             self.out_dir / "meta.json",
             dict(
-                tokenizer=words.name,
+                **words.describe(),
                 vocab_size=words.vocab_size,
                 end_of_text=words.end_of_text,
-                characters=words.characters,
                 **self.identity,
                 documents=documents,
                 bytes=self.state["bytes"],

@@ -34,7 +34,7 @@ def sample(args):
         raise UserError("expected --num_samples and --max_new_tokens >= 1, --temperature and --top_k >= 0")
     config, model = load_run(args.out_dir, world.device)
     meta = read_meta(config.data_dir)
-    words = tokenizer.load(meta.get("tokenizer", "gpt2"), meta.get("characters", ""))
+    words = tokenizer.load(meta)
     if words.vocab_size > config.vocab_size:
         raise UserError(
             f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; was the data prepared anew?"

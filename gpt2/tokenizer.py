@@ -1,4 +1,8 @@
-"""Text to tokens and back: GPT-2's byte pairs through tiktoken, or characters, or bytes."""
+"""Text to tokens and back: GPT-2's byte pairs through tiktoken, or characters, or bytes, or a tokenizer.json of one's own.
+
+`words.describe()` is JSON from which `load` makes the same tokenizer, on another machine and without its data: meta.json
+holds it beside the shards, and a checkpoint's manifest.
+"""
 
 import importlib.util
 from collections.abc import Callable
@@ -10,14 +14,17 @@ import numpy as np
 
 from gpt2.errors import UserError
 
-NAMES = ("gpt2", "char", "byte")
+NAMES = ("gpt2", "char", "byte")  # those that have no file; bpe has one
+END_OF_TEXT = "<|endoftext|>"
+PROBE = " Ünïcode,\tnaïve  東京\r\n\n🙂\x00\x7f it's 3.14 <|endoftext|> DON'T \u3000\ufeff end "
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """encode: str -> uint16 array, special tokens' names taken as plain text; decode: list[int] -> str, end-of-text left out.
 
-    A lone surrogate, which is no character, is encoded as U+FFFD, as tiktoken does.
+    A lone surrogate, which is no character, is encoded as U+FFFD, as tiktoken does. characters: the vocabulary of char;
+    tokenizer_json: what the file of a tokenizer of the library `tokenizers` holds.
     """
 
     name: str
@@ -26,6 +33,12 @@ class Tokenizer:
     encode: Callable
     decode: Callable
     characters: str = ""
+    tokenizer_json: str = ""
+
+    def describe(self):
+        """A dict, to be kept as JSON, of which `load` makes this tokenizer again."""
+        own = {"tokenizer_json": self.tokenizer_json} if self.tokenizer_json else {}
+        return {"tokenizer": self.name, "characters": self.characters} | own
 
 
 def gpt2():
@@ -142,9 +155,59 @@ def forgiving(encode):
     return encode_clean
 
 
+def from_json(text):
+    """The tokenizer of the library `tokenizers` whose tokenizer.json holds `text`, with <|endoftext|> added where it has none.
+
+    UserError where it is none, has too many tokens for uint16, or does not give text back as it was.
+    """
+    import tokenizers
+
+    try:
+        model = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exceptions
+        raise UserError(f"is no tokenizer.json of the library tokenizers: {first_line(error)}") from None
+    model.no_padding()
+    model.no_truncation()
+    if model.token_to_id(END_OF_TEXT) is None:
+        model.add_special_tokens([END_OF_TEXT])
+    model.encode_special_tokens = True  # their names in a text are text
+    vocab_size, end_of_text = 1 + max(model.get_vocab().values()), model.token_to_id(END_OF_TEXT)
+    if vocab_size > 2**16:
+        raise UserError(f"has {vocab_size:,} tokens, and uint16 shards hold up to 65,536")
+
+    def encode(text):
+        return np.array(model.encode(text, add_special_tokens=False).ids, np.uint16)
+
+    def decode(tokens):
+        return model.decode([token for token in tokens if token != end_of_text], skip_special_tokens=False)
+
+    if decode(encode(PROBE).tolist()) != PROBE:
+        raise UserError(
+            "does not give text back as it was: python -m gpt2.bpe trains one that does (byte-level, no normalizer, no added space)"
+        )
+    return Tokenizer("bpe", vocab_size, end_of_text, forgiving(encode), decode, tokenizer_json=model.to_str())
+
+
+def first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def load(description, characters=""):
+    """The tokenizer of a description: what `describe` returned, or a meta.json (GPT-2's where it names none).
+
+    A name alone will do too, for char with its characters. UserError where there is no such tokenizer.
+    """
+    if isinstance(description, str):
+        description = {"tokenizer": description, "characters": characters}
+    name = description.get("tokenizer", "gpt2")
+    if name not in (*NAMES, "bpe"):
+        raise UserError(f"tokenizer {name!r}: expected {', '.join(NAMES)} or bpe")
+    own = {"char": "characters", "bpe": "tokenizer_json"}.get(name)
+    if own and not isinstance(description.get(own), str):
+        raise UserError(f"tokenizer {name}: its description lacks {own}, a text")
+    return built(name, *([description[own]] if own else []))
+
+
 @lru_cache
-def load(name, characters=""):
-    """The tokenizer `name`; characters: the vocabulary, for char."""
-    if name == "char":
-        return char(characters)
-    return {"gpt2": gpt2, "byte": byte}[name]()
+def built(name, *own):
+    return {"gpt2": gpt2, "byte": byte, "char": char, "bpe": from_json}[name](*own)

@@ -21,7 +21,7 @@ def verify(folder):
     if not paths:
         raise UserError(f"{folder}: holds no shards (*.bin)")
     listed = {shard["name"]: shard for shard in meta.get("shards", [])}
-    words = tokenizer.load(meta.get("tokenizer", "gpt2"), meta.get("characters", ""))
+    words = tokenizer.load(meta)
     problems = [
         f"{folder / name}: is missing, though meta.json lists it" for name in listed if not (folder / name).exists()
     ]

