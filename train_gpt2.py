@@ -167,7 +167,7 @@ def train(config):
                 torch.manual_seed(dropout_seed(config, step, number))
             with parallel.averaging(fast, on=micro_step == micro_steps - 1):
                 with parallel.autocast(world.device, dtype):
-                    _, loss = fast(inputs, targets)
+                    _, loss = fast(inputs, targets, False)  # the loss alone, without its logits
                 (loss / micro_steps).backward()
             loss_sum += loss.detach()
         if pruner:

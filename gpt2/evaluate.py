@@ -20,7 +20,7 @@ def evaluate(model, windows, config, world, dtype):
     total = torch.zeros(2, device=world.device)
     for inputs, targets in evaluation_batches(windows, config, world):
         with parallel.autocast(world.device, dtype):
-            _, loss = model(inputs, targets)
+            _, loss = model(inputs, targets, False)
         total[0] += loss * len(inputs)
         total[1] += len(inputs)
     model.train()

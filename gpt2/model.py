@@ -7,6 +7,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -42,8 +44,8 @@ class Attention(nn.Module):
 def attend(q, k, v, dropout):
     """Causal attention of q, k, v, each [batch, heads, time, width of a head].
 
-    The CPU's bfloat16 kernel takes up to four times as long backward as the float32 one on short contexts (torch 2.13, AVX-512),
-    so there, attention alone is computed in float32.
+    The CPU's bfloat16 kernel takes up to four times as long backward as the float32 one on short contexts (torch 2.13,
+    AVX-512), so there, attention alone is computed in float32.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 512:
         with torch.autocast("cpu", enabled=False):
@@ -105,17 +107,22 @@ class GPT(nn.Module):
                 residual = name.endswith("c_proj.weight")
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, with_logits=True):
         """idx: int64 [batch, time], time <= block_size; targets: the same shape, -1 where none is to be predicted.
 
         Returns (logits, loss): logits [batch, time, vocab_size] in the dtype of the computation, loss the mean cross
         entropy in nats as a float32 scalar, or None without targets. ValueError where time > block_size.
+        with_logits=False gives (None, loss), which saves time and memory: the logits are the largest tensor of
+        training, and as an output of a compiled model they would cost a gradient of zeros besides.
         """
-        logits = self.head(self.features(idx))
+        x = self.features(idx)
+        if not with_logits and chunking_pays(self.config.vocab_size, x.device):
+            return None, linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten())
+        logits = self.head(x)
         if targets is None:
-            return logits[..., : self.config.vocab_size], None
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1)
-        return logits[..., : self.config.vocab_size], loss
+            return logits, None
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
+        return logits if with_logits else None, loss
 
     def features(self, idx):
         """The final hidden states, [batch, time, n_embd], that `head` turns into logits."""
@@ -129,24 +136,23 @@ class GPT(nn.Module):
         return self.transformer.ln_f(x)
 
     def head(self, x):
-        """Logits of the hidden states x, [..., n_embd] -> [..., vocab_size or more].
+        """Logits of the hidden states x, [..., n_embd] -> [..., vocab_size].
 
-        GPU matrix units want multiples of 64 columns, so there the vocabulary is padded, for this product alone: the
-        padding's logits are -inf, a probability of exactly zero, and no parameter, gradient or file ever holds it.
+        GPU matrix units want multiples of 64 columns, so there the vocabulary is padded, for this product alone: no
+        parameter, gradient, loss or file ever sees the padding.
         """
         padding = self.padding(x.device)
         if not padding:
             return self.lm_head(x)
-        logits = F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, padding)))
-        column = torch.arange(logits.shape[-1], device=x.device)
-        return logits.masked_fill(column >= self.config.vocab_size, float("-inf"))
+        return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, padding)))[..., : self.config.vocab_size]
 
     def padding(self, device):
         return -self.config.vocab_size % 64 if device.type == "cuda" else 0
 
     def flops_per_token(self):
         """Of a training step (forward and backward): 6 a weight, position embedding aside, and 12·width·context a layer
-        for attention (Chowdhery et al. 2022, PaLM, appendix B). Pruned weights count: dense kernels multiply zeros too."""
+        for attention (Chowdhery et al. 2022, PaLM, appendix B). Pruned weights count: dense kernels multiply zeros too.
+        """
         weights = sum(p.numel() for p in self.parameters()) - self.transformer.wpe.weight.numel()
         return 6 * weights + 12 * self.config.n_layer * self.config.n_embd * self.config.block_size
 
@@ -156,7 +162,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_hugging_face(cls, source, dropout=0.0):
-        """A GPT with the weights of `source`: a transformers GPT2LMHeadModel, or what its from_pretrained takes ("gpt2")."""
+        """A GPT with the weights of `source`: a GPT2LMHeadModel, or what its from_pretrained takes, like "gpt2"."""
         if isinstance(source, str):
             from transformers import GPT2LMHeadModel
 

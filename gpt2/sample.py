@@ -16,7 +16,7 @@ def generate(model, tokens, max_new_tokens, temperature, top_k, generator):
     """Tokens [1, time] int64 continued by max_new_tokens: [1, time + max_new_tokens]. temperature 0 takes the likeliest."""
     for _ in range(max_new_tokens):
         hidden = model.features(tokens[:, -model.config.block_size :])
-        logits = model.head(hidden[:, -1:])[:, 0, : model.config.vocab_size].float()
+        logits = model.head(hidden[:, -1:])[:, 0].float()
         if temperature == 0:
             following = logits.argmax(-1, keepdim=True)
         else:
