@@ -18,7 +18,7 @@ IGNORED = -1  # the target of a position that does not count
 
 
 def chunking_pays(vocab_size, device):
-    """Whether `linear_cross_entropy` is faster than the logits: not where torch.compile fuses these into GPU kernels."""
+    """Whether `linear_cross_entropy` beats the logits: not where torch.compile fuses those for a GPU."""
     return vocab_size >= LARGE_VOCABULARY and not (device.type == "cuda" and torch.compiler.is_compiling())
 
 

@@ -2,10 +2,13 @@
 
 import importlib.util
 import os
+import re
 import shutil
+import sys
 import sysconfig
 from contextlib import nullcontext
 from dataclasses import dataclass
+from glob import glob
 
 import torch
 import torch.distributed as dist
@@ -30,15 +33,20 @@ class World:
 def start(device="auto"):
     """The World of this process; joins the process group where torchrun set one up. UserError for a device not here."""
     local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    check_driver(device)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.split(":")[0]):
+    kind, _, index = device.partition(":")
+    if not available.get(kind):
         here = ", ".join(name for name, there in available.items() if there)
         raise UserError(f"device={device}: not on this machine, which has {here}")
-    if device == "cuda" and local_rank >= torch.cuda.device_count():
+    if index and size > 1:
+        raise UserError(f"device={device}: torchrun gives each rank a device of its own; write --device={kind}")
+    if kind == "cuda" and int(index or local_rank) >= torch.cuda.device_count():
+        whose = f"device={device}" if index else f"rank {local_rank} of this node has no GPU"
         raise UserError(
-            f"rank {local_rank} of this node has no GPU: there are {torch.cuda.device_count()}; lower --nproc_per_node"
+            f"{whose}: there are {torch.cuda.device_count()}; lower {'the number' if index else '--nproc_per_node'}"
         )
     device = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
     if device.type == "cuda":
@@ -49,6 +57,21 @@ def start(device="auto"):
             "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
         )
     return World(int(os.environ.get("RANK", 0)), size, device)
+
+
+def check_driver(device):
+    """UserError where torch was built for a GPU that is here and cannot use it: the CPU is no silent substitute."""
+    if (
+        device in ("auto", "cuda")
+        and torch.version.cuda
+        and glob("/dev/nvidia[0-9]*")
+        and not torch.cuda.is_available()
+    ):
+        raise UserError(
+            f"device={device}: this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it; its driver is "
+            f"perhaps too old for CUDA {torch.version.cuda} (see nvidia-smi): update it, install a torch for it, "
+            "or set --device=cpu"
+        )
 
 
 def stop():
@@ -62,7 +85,11 @@ def compute_dtype(dtype, device):
     """torch dtype of autocast: bfloat16 on request, or by itself on devices whose matrix units take it."""
     if dtype != "auto":
         return getattr(torch, dtype)
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu_has_bf16()
+    fast = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type == "cuda"
+        else device.type == "cpu" and cpu_has_bf16()
+    )
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -80,23 +107,31 @@ def should_compile(compile, device, vocab_size):
     """compile=auto: on CUDA always; on a CPU where the logits dominate, since the matrix products of a small vocabulary
     are as fast without and compiling would cost more than it brings; and never without a compiler."""
     if compile == "auto":
+        if device.type == "cuda" and not has_compiler(device) and int(os.environ.get("RANK", 0)) == 0:
+            print(f"{NO_COMPILER}: running without it, slower and in two to three times the memory", file=sys.stderr)
         return has_compiler(device) and (device.type == "cuda" or vocab_size >= 8192)
-    if compile and device.type == "cpu" and not has_compiler(device):
-        raise UserError(NO_COMPILER)
+    if compile and device.type in ("cpu", "cuda") and not has_compiler(device):
+        raise UserError(f"{NO_COMPILER}: leave it away")
     return compile
 
 
-NO_COMPILER = "compile: torch.compile needs a C++ compiler (g++, or what CXX names) and Python's headers (Python.h), and finds none: leave it away"
+NO_COMPILER = (
+    "compile: torch.compile needs a C++ compiler (g++, or what CXX names; on a GPU gcc or clang, or what CC names, and "
+    "Triton) and Python's headers (Python.h), and does not find them"
+)
 
 
 def has_compiler(device):
-    """Whether torch.compile finds what it needs: Triton on CUDA, a C++ compiler and Python's headers on a CPU."""
-    if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
-    if device.type != "cpu":
+    """Whether torch.compile finds what it needs.
+
+    Python's headers and a compiler: of C++ on a CPU; on CUDA of C, with which Triton builds a stub for the driver.
+    """
+    if not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")):
         return False
-    headers = os.path.join(sysconfig.get_path("include"), "Python.h")
-    return shutil.which(os.environ.get("CXX", "g++")) is not None and os.path.exists(headers)
+    if device.type == "cuda":
+        compilers = (os.environ.get("CC", "gcc"), "gcc", "clang")
+        return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+    return device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def data_parallel(model, world):
@@ -106,13 +141,14 @@ def data_parallel(model, world):
     return DistributedDataParallel(
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
+        bucket_cap_mb=128,  # torch.compile cuts the model where a bucket ends: at the default of 25, a 124M into 14
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
 
 
 def averaging(model, on):
-    """The context of a micro-step: gradients are averaged over the ranks in the last one only, one all-reduce a step."""
+    """The context of a micro-step: gradients are averaged over the ranks in the last one only, once a step."""
     return nullcontext() if on or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
@@ -132,25 +168,42 @@ def from_main(value, world):
     return tensor.item()
 
 
-PEAK_FLOPS = {  # dense bfloat16 FLOP/s of the makers' data sheets, by what torch calls the device
+PEAK_FLOPS = {  # dense bfloat16 FLOP/s of the makers' data sheets, by words of torch's name of the device; first match
+    "GB300": 2500e12,
+    "GB200": 2500e12,
+    "B300": 2250e12,
+    "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
     "H100": 989e12,
+    "H800": 989e12,
+    "H20": 148e12,
     "A100": 312e12,
+    "A800": 312e12,
+    "A10G": 70e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
-    "B200": 2250e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX 5090": 210e12,
     "RTX 4090": 165e12,
+    "RTX 3090 Ti": 80e12,
     "RTX 3090": 71e12,
-    "V100": 125e12,
+    "MI300X": 1307e12,
 }
 
 
-def mfu(flops_per_second, world):
-    """Share of the peak of all devices together that `flops_per_second` makes use of; None where the peak is not known."""
-    if world.device.type != "cuda":
+def peak_flops(name):
+    """The peak of the device that torch calls `name`; None where it is not known, as for a slice of a GPU (MIG)."""
+    if "MIG" in name:
         return None
-    name = torch.cuda.get_device_name(world.device)
-    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), None)
+    return next((flops for part, flops in PEAK_FLOPS.items() if re.search(rf"\b{part}\b", name)), None)
+
+
+def mfu(flops_per_second, world):
+    """Share of the peak of all devices together that `flops_per_second` is; None where the peak is not known."""
+    peak = peak_flops(torch.cuda.get_device_name(world.device)) if world.device.type == "cuda" else None
     return flops_per_second / (peak * world.size) if peak else None
