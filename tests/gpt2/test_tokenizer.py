@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpt2 import tokenizer
 from gpt2.errors import UserError
@@ -39,6 +41,41 @@ def test_gpt2s_own_vocabulary(monkeypatch, tmp_path):
     assert cached.vocab_size == encoding.n_vocab and cached.end_of_text == encoding.eot_token
     assert cached.encode(TEXT).tolist() == encoding.encode_ordinary(TEXT) and 50256 not in cached.encode(TEXT)
     assert cached.encode("Hello world").tolist() == [15496, 995] and cached.decode([50256, 15496, 995]) == "Hello world"
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    tokenizer.gpt2_encoding.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data("tiktoken")))
+        tokenizer.gpt2_encoding()
+    return tokenizer.gpt2()
+
+
+@given(
+    st.text(st.sampled_from("a1.'s \n\t\x0b\x1c\x85\xa0\u2003\u2028\u3000\u200b\ufeffé"), max_size=40),
+    st.integers(2, 5),
+)
+@settings(max_examples=400, deadline=None)
+def test_text_is_parted_at_white_space_without_a_trace(gpt2, text, long_space):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "LONG_TEXT", 0)
+        patch.setattr(tokenizer, "LONG_SPACE", long_space)
+        assert "".join(tokenizer.around_long_spaces(text)) == text
+        assert gpt2.encode(text).tolist() == tokenizer.gpt2_encoding().encode_ordinary(text)
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "\u3000", " \t"])
+def test_a_million_blanks_have_their_tokens(space, gpt2):
+    """As many tokens as the parts that tiktoken can do have, which grow evenly with the length."""
+
+    def parts(length):
+        return f"before{(space * length)[:length]}after. ", gpt2.encode(f"before{(space * length)[:length]}after. ")
+
+    text, tokens = parts(2**20 + 8)
+    assert gpt2.decode(tokens.tolist()) == text
+    few, more = (tokenizer.gpt2_encoding().encode_ordinary(parts(length)[0]) for length in (2**12 + 8, 2**13 + 8))
+    assert len(tokens) == len(few) + (len(more) - len(few)) * (2**20 - 2**12) // 2**12
 
 
 def test_without_a_vocabulary_one_line_names_both_ways(monkeypatch):
@@ -90,8 +127,8 @@ def test_where_nothing_is_described_the_tokenizer_is_gpt2s():
         ({"tokenizer": ["gpt2"]}, "expected gpt2"),
         ({"tokenizer": "char"}, "lacks characters"),
         ({"tokenizer": "char", "characters": 7}, "lacks characters"),
-        ({"tokenizer": "bpe", "tokenizer_json": "{}"}, "is no tokenizer.json"),
-        ({"tokenizer": "bpe", "tokenizer_json": "[" * 100_000}, "is no tokenizer.json"),
+        ({"tokenizer": "bpe", "tokenizer_json": "{}"}, "no tokenizer.json"),
+        ({"tokenizer": "bpe", "tokenizer_json": "[" * 100_000}, "no tokenizer.json"),
     ],
 )
 def test_a_description_that_describes_nothing_is_one_line(description, message):
