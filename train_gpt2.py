@@ -25,6 +25,7 @@ from gpt2.log import Log, Stopwatch
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.shards import find_shards, read_meta
+from gpt2.writer import Writer
 from pruning import NotFiniteError, Pruner
 from pruning.allocation import ALLOCATIONS
 from pruning.criteria import CRITERIA
@@ -93,22 +94,14 @@ def dropout_seed(config, step, number):
     return (config.seed * 1_000_003 + step * config.gradient_accumulation_steps + number) % 2**63
 
 
-def save(config, step, val_loss, model, optimizer, spam, pruner, data):
-    """Write the checkpoint of `step`."""
+def save(writer, config, step, val_loss, model, optimizer, spam, pruner, data):
+    """Have the checkpoint of `step` written; every rank takes part."""
     parameters, state = model.tensors(), pruner.state_dict() if pruner else {"buffers": {}}
-    buffers = {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
-    buffers |= {f"spam.{name}": tensor for name, tensor in spam.state_dict().items()} if spam else {}
-    checkpoint.save(
-        config.out_dir,
-        step,
-        parameters,
-        checkpoint.optimizer_tensors(optimizer, parameters) | buffers,
-        config.keep_checkpoints,
-        config=asdict(config),
-        data=data,
-        val_loss=val_loss,
-        pruner=state,
-    )
+    states = checkpoint.optimizer_tensors(optimizer, parameters)
+    states |= {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
+    states |= {f"spam.{name}": tensor for name, tensor in spam.state_dict().items()} if spam else {}
+    files = {"model.safetensors": parameters, "optimizer.safetensors": states}
+    writer.save(step, files, config=asdict(config), data=data, val_loss=val_loss, pruner=state)
 
 
 def restore(path, manifest, model, optimizer, spam, pruner):
@@ -124,7 +117,7 @@ def restore(path, manifest, model, optimizer, spam, pruner):
     return manifest["step"]
 
 
-def train(config):
+def train(config, writer):
     # The world, the data, and the run that out_dir may hold.
     world = parallel.start(config.device)
     config, training, validation = open_data(config)
@@ -214,10 +207,11 @@ def train(config):
                 mfu=parallel.mfu(model.flops_per_token() * config.tokens_per_step / seconds, world),
             ),
         )
-        if saving and world.is_main:
-            save(config, step, val_loss, model, optimizer, spam, pruner, data)
+        if saving:
+            save(writer, config, step, val_loss, model, optimizer, spam, pruner, data)
         steps_logged, clock = 0, time.perf_counter()
 
+    writer.finish()
     picture = log.finish()
     if world.is_main:
         print(
@@ -243,7 +237,9 @@ def main(arguments):
             "schedule": tuple(SCHEDULES),
             "allocation": tuple(ALLOCATIONS),
         }
-        train(load_config(arguments, names))
+        config = load_config(arguments, names)
+        with Writer(config.out_dir, config.keep_checkpoints) as writer:
+            train(config, writer)
         parallel.stop()
 
 

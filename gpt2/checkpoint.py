@@ -1,28 +1,28 @@
-"""Checkpoints that are whole or not there, and the rules by which a run goes on from them.
+"""Checkpoints that are whole or passed over, and the rules by which a run goes on from them. gpt2/writer.py writes them.
 
 OUT_DIR/checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors and manifest.json, which names the step,
-the config, the versions, and size and sha256 of the other two. The folder is written under another name, synced, and
-renamed: what carries a step's name is complete. Nothing here is pickled.
+the config, the versions, size and sha256 of the other two, and its own checksum. The folder is written under another
+name, synced, and renamed: what carries a step's name is complete. Nothing here is pickled.
 """
 
+import contextlib
 import hashlib
 import json
-import platform
-import shutil
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gpt2.config import ARCHITECTURE, MAY_CHANGE, differences
 from gpt2.errors import UserError
-from gpt2.files import sync, write_json
 from gpt2.parallel import from_main
 
 FILES = ("model.safetensors", "optimizer.safetensors")
+FORMAT = 2  # of the manifest; 1, which does not say so, has no checksum. A newer one is refused, older ones are read.
 
 
 def digest(path):
@@ -47,64 +47,108 @@ def load_optimizer(optimizer, parameters, tensors):
             optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
 
 
-def save(out_dir, step, model, optimizer, keep, **facts):
-    """Write the checkpoint of `step`, then delete those beyond the `keep` newest and the one of lowest val_loss.
+def checksum(manifest):
+    """sha256 of what a manifest says, apart from its own checksum: a flipped digit in it is noticed too."""
+    rest = {key: value for key, value in manifest.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
-    model, optimizer: name -> tensor; facts: what else the manifest holds (config, val_loss, ...), as JSON.
-    """
-    folder = Path(out_dir) / "checkpoints"
-    final, beside = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover)
-    beside.mkdir(parents=True)
-    for name, tensors in zip(FILES, (model, optimizer)):
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, beside / name)
-        sync(beside / name)
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    files = {name: {"bytes": (beside / name).stat().st_size, "sha256": digest(beside / name)} for name in FILES}
-    write_json(beside / "manifest.json", {"step": step, **facts, "versions": versions, "files": files})
-    if final.exists():  # damaged, or the run would have continued from it
-        shutil.rmtree(final)
-    beside.rename(final)
-    sync(folder)
-    for path in outdated(folder, keep):
-        shutil.rmtree(path)
+
+def checkpoints(folder):
+    """The folders that carry a step's name, oldest first."""
+    return sorted(path for path in Path(folder).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 def outdated(folder, keep):
     """The checkpoints that are neither among the `keep` newest nor of the lowest val_loss."""
-    paths = sorted(folder.glob("step-*"))
-    losses = {path: read_manifest(path).get("val_loss") for path in paths if (path / "manifest.json").exists()}
+    paths, losses = checkpoints(folder), {}
+    for path in paths:
+        with contextlib.suppress(*DAMAGED):
+            losses[path] = read_manifest(path).get("val_loss")
     measured = [path for path, loss in losses.items() if loss is not None]
     best = min(measured, key=lambda path: (losses[path], path)) if measured else None
     return [path for path in paths[:-keep] if path != best]
 
 
+def set_aside(path):
+    """Rename a checkpoint that cannot be used, so that its step can be written again and nothing is lost; returns its new path."""
+    names = (path.with_name(f"damaged-{path.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    return aside
+
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged checkpoint may raise
+
+
+class NewerFormat(UserError):
+    """A checkpoint of a later version of this project, which is not damaged."""
+
+
 def read_manifest(path):
-    """The manifest of the checkpoint at `path`; ValueError where it is no such thing."""
-    manifest = json.loads((path / "manifest.json").read_text())
+    """The manifest of the checkpoint at `path`; one of DAMAGED where it is no such thing, NewerFormat where it is beyond us."""
+    manifest = read_json(path / "manifest.json")
     if not isinstance(manifest, dict) or not {"step", "config", "files"} <= manifest.keys():
         raise ValueError("manifest.json lacks step, config or files")
+    if type(format := manifest.get("format", 1)) is int and format > FORMAT:
+        raise NewerFormat(
+            f"{path}: written in format {format}, this version reads up to {FORMAT}: use the newer version"
+        )
+    if ("format" in manifest or "checksum" in manifest) and (format, manifest.get("checksum")) != (
+        FORMAT,
+        checksum(manifest),
+    ):
+        raise ValueError("manifest.json is not as it was written (its checksum differs)")
+    if not isinstance(manifest["config"], dict) or not isinstance(manifest["files"], dict):
+        raise ValueError("manifest.json: config and files must be objects")
+    if type(manifest["step"]) is not int or manifest["step"] < 0:
+        raise ValueError(f"manifest.json: step is {manifest['step']!r:.40}")
+    if re.fullmatch(r"step-\d{8,}", path.name) and path.name != f"step-{manifest['step']:08d}":
+        raise ValueError(f"manifest.json is of step {manifest['step']}")
     return manifest
+
+
+def read_json(path):
+    """The JSON value in `path`; one of DAMAGED where it is none, or no file of sane size."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path.name}")
+    if path.stat().st_size > 1 << 26:
+        raise ValueError(f"{path.name} is larger than 64 MiB")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read as JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path.name} cannot be read as JSON: nested too deep") from None
 
 
 def verify(path):
-    """The manifest of the checkpoint at `path`, once its files have the size and hash it gives; ValueError or OSError if not."""
+    """The manifest of the checkpoint at `path`, once its files have the size and hash it gives; one of DAMAGED if not."""
     manifest = read_manifest(path)
-    for name in FILES:
-        file, facts = path / name, manifest["files"][name]
-        if file.stat().st_size != facts["bytes"] or digest(file) != facts["sha256"]:
-            raise ValueError(f"{name} is not the file that was written (size or sha256 differs)")
+    for name in sorted({*FILES, *manifest["files"]}):
+        if Path(name).name != name or name in (".", ".."):
+            raise ValueError(f"manifest.json names {name!r:.80}, which is not a file of this folder")
+        facts, file = manifest["files"].get(name), path / name
+        if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+            raise ValueError(f"manifest.json says nothing of {name}")
+        if not file.is_file() or file.stat().st_size != facts["bytes"] or digest(file) != facts["sha256"]:
+            raise ValueError(f"{name} is not the file that was written (missing, or size or sha256 differs)")
     return manifest
 
 
-def newest(out_dir):
-    """(path, manifest) of the newest checkpoint that is whole, or None. Damaged ones are named on stderr and passed over."""
-    for path in sorted((Path(out_dir) / "checkpoints").glob("step-*"), reverse=True):
+def newest(out_dir, put_aside=False):
+    """(path, manifest) of the newest checkpoint that is whole, or None. Damaged ones are named on stderr and passed over.
+
+    put_aside: also rename them, as the run that goes on will write their steps again; commands that only read do not.
+    """
+    for path in reversed(checkpoints(Path(out_dir) / "checkpoints")):
         try:
             return path, verify(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"warning: skipping the damaged checkpoint {path}: {error}", file=sys.stderr, flush=True)
+        except DAMAGED as error:
+            kept = ""
+            if put_aside:
+                with contextlib.suppress(OSError):
+                    kept = f"; kept as {set_aside(path).name}"
+            print(f"warning: skipping the damaged checkpoint {path}: {error}{kept}", file=sys.stderr, flush=True)
     return None
 
 
@@ -114,7 +158,7 @@ def at(path):
     if (path / "manifest.json").exists():
         try:
             return path, verify(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGED as error:
             raise UserError(f"{path}: damaged checkpoint: {error}") from None
     found = newest(path)
     if found is None:
@@ -172,11 +216,11 @@ def find_on_main(config, data):
     elsewhere = f"choose another --out_dir, or remove {out_dir} to start anew"
     if config.init_from == "scratch":
         raise UserError(f"init_from=scratch: {out_dir} holds a run already; {elsewhere}")
-    found = newest(out_dir)
+    found = newest(out_dir, put_aside=True)
     try:
-        theirs = found[1]["config"] if found else json.loads(started.read_text())
-    except ValueError as error:
-        raise UserError(f"{started}: cannot be read as JSON: {error}; {elsewhere}") from None
+        theirs = found[1]["config"] if found else dict(read_json(started))
+    except DAMAGED as error:
+        raise UserError(f"{started}: {error}; {elsewhere}") from None
     if changed := differences(theirs, ours, ARCHITECTURE):
         raise UserError(f"{out_dir} holds a run of another architecture: {'; '.join(changed)}; {elsewhere}")
     changed = differences(theirs, ours, [name for name in ours if name not in MAY_CHANGE])
