@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or passed over, and the rules by which a run goes on from them. gpt2/writer.py writes them.
+"""Checkpoints that are whole or passed over, and how a run goes on from them. gpt2/writer.py writes them.
 
-OUT_DIR/checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors and manifest.json, which names the step,
-the config, the versions, size and sha256 of the other two, and its own checksum. The folder is written under another
-name, synced, and renamed: what carries a step's name is complete. Nothing here is pickled.
+OUT_DIR/checkpoints/step-00001000/ holds model.safetensors, optimizer.safetensors and manifest.json, which names the
+step, the config, the versions, size and sha256 of the other two, and its own checksum. The folder is written under
+another name, synced, and renamed: what carries a step's name is complete. Nothing here is pickled.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def outdated(folder, keep):
     """The checkpoints that are neither among the `keep` newest nor of the lowest val_loss."""
     paths, losses = checkpoints(folder), {}
     for path in paths:
-        with contextlib.suppress(*DAMAGED):
+        with contextlib.suppress(*DAMAGED, NewerFormat):
             losses[path] = read_manifest(path).get("val_loss")
     measured = [path for path, loss in losses.items() if loss is not None]
     best = min(measured, key=lambda path: (losses[path], path)) if measured else None
@@ -70,7 +70,7 @@ def outdated(folder, keep):
 
 
 def set_aside(path):
-    """Rename a checkpoint that cannot be used, so that its step can be written again and nothing is lost; returns its new path."""
+    """Rename a checkpoint that cannot be used, so that its step can be written again; returns its new path."""
     names = (path.with_name(f"damaged-{path.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
     aside = next(name for name in names if not name.exists())
     path.rename(aside)
@@ -85,7 +85,7 @@ class NewerFormat(UserError):
 
 
 def read_manifest(path):
-    """The manifest of the checkpoint at `path`; one of DAMAGED where it is no such thing, NewerFormat where it is beyond us."""
+    """The manifest of the checkpoint at `path`; one of DAMAGED where it is no such thing, or NewerFormat."""
     manifest = read_json(path / "manifest.json")
     if not isinstance(manifest, dict) or not {"step", "config", "files"} <= manifest.keys():
         raise ValueError("manifest.json lacks step, config or files")
@@ -93,10 +93,8 @@ def read_manifest(path):
         raise NewerFormat(
             f"{path}: written in format {format}, this version reads up to {FORMAT}: use the newer version"
         )
-    if ("format" in manifest or "checksum" in manifest) and (format, manifest.get("checksum")) != (
-        FORMAT,
-        checksum(manifest),
-    ):
+    sealed = "format" in manifest or "checksum" in manifest
+    if sealed and (format, manifest.get("checksum")) != (FORMAT, checksum(manifest)):
         raise ValueError("manifest.json is not as it was written (its checksum differs)")
     if not isinstance(manifest["config"], dict) or not isinstance(manifest["files"], dict):
         raise ValueError("manifest.json: config and files must be objects")
@@ -122,7 +120,7 @@ def read_json(path):
 
 
 def verify(path):
-    """The manifest of the checkpoint at `path`, once its files have the size and hash it gives; one of DAMAGED if not."""
+    """The manifest of the checkpoint at `path`, once its files have the size and hash it gives; DAMAGED if not."""
     manifest = read_manifest(path)
     for name in sorted({*FILES, *manifest["files"]}):
         if Path(name).name != name or name in (".", ".."):
@@ -136,7 +134,7 @@ def verify(path):
 
 
 def newest(out_dir, put_aside=False):
-    """(path, manifest) of the newest checkpoint that is whole, or None. Damaged ones are named on stderr and passed over.
+    """(path, manifest) of the newest checkpoint that is whole, or None. Damaged ones are named and passed over.
 
     put_aside: also rename them, as the run that goes on will write their steps again; commands that only read do not.
     """
@@ -193,7 +191,7 @@ def load_model(model, tensors):
 
 
 def find_run(config, data, world):
-    """(path, manifest) of the checkpoint from which the run in out_dir goes on, or None to start. The main rank decides.
+    """(path, manifest) of the checkpoint from which the run in out_dir goes on, or None. The main rank decides.
 
     config: the Config, vocab_size filled in; data: the training shards as the manifest lists them. UserError, saying
     what to do, where out_dir holds a finished run or another one: nothing ever overwrites a run.
@@ -244,7 +242,8 @@ def find_on_main(config, data):
         there, here = ({tuple(shard) for shard in shards} for shards in (manifest["data"], data))
         names = ", ".join(sorted({name for name, _ in there ^ here})[:4])
         raise UserError(
-            f"{config.data_dir}: not the shards that the run in {out_dir} was trained on; added, removed or changed: {names}; "
+            f"{config.data_dir}: not the shards that the run in {out_dir} was trained on; added, removed or changed: "
+            f"{names}; "
             f"restore them, or {elsewhere}"
         )
     return path, manifest

@@ -1,7 +1,7 @@
 """Writes checkpoints while training goes on: the tensors are copied to host memory, and a thread writes the copy.
 
     with Writer(out_dir, keep=2) as writer:
-        writer.save(1000, {"model.safetensors": {name: tensor}, "optimizer.safetensors": {...}}, config=..., val_loss=...)
+        writer.save(1000, {"model.safetensors": {name: tensor}, "optimizer.safetensors": {...}}, config=..., ...)
 
 `save` is called by every rank with the same names. A sharded tensor (DTensor) is gathered whole, which is a collective,
 one tensor at a time in the order of the names, and is copied to the main rank's host memory before the next one is: no
@@ -40,7 +40,7 @@ DTYPES = {
 
 
 def ordered(tensors):
-    """(name, tensor) in the order of a safetensors file: the widest dtype first, so that all are aligned, then by name."""
+    """(name, tensor) in the order of the file: the widest dtype first, so that all are aligned, then by name."""
     return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
@@ -111,12 +111,13 @@ class Snapshot:
 
 
 class Writer:
-    """Writes the checkpoints of the run in `out_dir` and deletes those that are neither among the `keep` newest nor the best."""
+    """Writes the checkpoints of the run in `out_dir`; deletes those neither among the `keep` newest nor the best."""
 
     def __init__(self, out_dir, keep):
-        self.folder, self.keep, self.is_main = Path(out_dir) / "checkpoints", keep, int(os.environ.get("RANK", 0)) == 0
+        self.folder, self.keep = Path(out_dir) / "checkpoints", keep
+        self.is_main = int(os.environ.get("RANK", 0)) == 0
         self.snapshot, self.thread = Snapshot(), None
-        self.saved = self.failure = self.bug = None  # the newest step on the disk, and why a later one is not
+        self.saved = self.failure = self.bug = None  # the newest step on the disk; why a later one is not
 
     def __enter__(self):
         return self
@@ -129,7 +130,7 @@ class Writer:
     def save(self, step, files, **facts):
         """Write the checkpoint of `step`; every rank calls it, and may change the tensors as soon as it returns.
 
-        files: file -> {name: tensor}, tensors on any device, sharded or not; facts: what else the manifest holds, as JSON.
+        files: file -> {name: tensor}, tensors on any device, sharded or not; facts: what else the manifest holds.
         """
         self.wait()
         if not self.is_main:
@@ -153,8 +154,9 @@ class Writer:
         """Wait for the last checkpoint; UserError where it could not be written."""
         self.wait()
         if self.failure:
-            newest = f"the newest is of step {self.saved}" if self.saved else "this run has written none"
-            raise UserError(f"{self.failure}; {newest}: mend that and give the same command again")
+            raise UserError(
+                f"{self.failure}; mend that and give the same command again: it continues from the one before"
+            )
 
     def write(self, step, facts):
         """What the thread does. A disk that is full or cannot be written is a warning: the next save tries again."""
@@ -190,13 +192,12 @@ class Writer:
         sync(self.folder)
 
     def check_space(self):
-        """OSError (ENOSPC) where the disk has less room than the checkpoint takes: the part that fits would only be in the way."""
-        size = sum(t.numel() * t.element_size() for tensors in self.snapshot.files.values() for t in tensors.values())
+        """OSError (ENOSPC) where the disk has less room than the checkpoint takes: a part would only be in the way."""
+        size = sum(tensor.nbytes for tensors in self.snapshot.files.values() for tensor in tensors.values())
         free = shutil.disk_usage(self.folder).free
         if free < size + (1 << 20):
-            raise OSError(
-                errno.ENOSPC, f"it takes {size / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB left", str(self.folder)
-            )
+            reason = f"it takes {size / 1e6:,.0f} MB, the disk has {free / 1e6:,.0f} MB left"
+            raise OSError(errno.ENOSPC, reason, str(self.folder))
 
     def delete_outdated(self):
         for path in checkpoint.outdated(self.folder, self.keep):
