@@ -41,7 +41,7 @@ class Pruner:
     target_sparsity:  share of the prunable weights that is zero at `end`, 0 <= s < 1
     schedule:         a name of pruning/schedule.py, or a function of progress in [0, 1]
     begin, end:       optimizer steps, counted from 1, of the first and the last update
-    interval:         steps from one update to the next
+    interval:         steps from one update to the next; update i of n prunes to target_sparsity · schedule(i / n)
     allocation:       a name of pruning/allocation.py, or a function (shapes, sparsity) -> share of each layer
     max_layer_sparsity: under `global`, no layer is pruned beyond this share (or target_sparsity, where that is higher)
     pattern:          "n:m": prune only among the n lowest of every m weights along the input dimension
@@ -140,12 +140,17 @@ class Pruner:
         self.steps += 1
         if not self.due(self.steps):
             return False
-        self.prune_to(sparsity_at(self.steps, self.schedule, self.target_sparsity, self.begin, self.end))
+        self.prune_to(self.scheduled(self.steps))
         return True
 
     def due(self, step):
         """Whether there is an update at `step`: every `interval` from `begin` on, and at `end`."""
         return self.begin <= step <= self.end and ((step - self.begin) % self.interval == 0 or step == self.end)
+
+    def scheduled(self, step):
+        """The sparsity that the update at `step` prunes to. The ramp starts an interval before the first update, which
+        so takes its share like all others."""
+        return sparsity_at(step, self.schedule, self.target_sparsity, self.begin - self.interval, self.end)
 
     @property
     def sparsity(self):
@@ -302,7 +307,7 @@ class Pruner:
         for step in range(1, max_steps + 1):
             pruned_steps += current
             if self.due(step):
-                current = sparsity_at(step, self.schedule, self.target_sparsity, self.begin, self.end)
+                current = self.scheduled(step)
                 updates.append((step, current))
         parameters = {id(p): p for group in self.scores.optimizer.param_groups for p in group["params"]}.values()
         total = sum(p.numel() for p in parameters)

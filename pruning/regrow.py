@@ -6,11 +6,14 @@ import torch
 
 from pruning.layers import local
 from pruning.pruner import Pruner
-from pruning.schedule import sparsity_at
 from pruning.scores import Scores
 from pruning.select import EXCLUDED, order_key
 
-SEED = 1e-30  # what a regrown weight starts from, against its gradient: RigL's zero, but for the weight being the mask
+
+def seed_of(dtype):
+    """What a regrown weight starts from, against its gradient: RigL's zero, but for the weight being the mask. As near
+    to zero as `dtype` comes: 1e-30, or its smallest normal number where that is larger (float16: 6e-5)."""
+    return max(1e-30, torch.finfo(dtype).tiny)
 
 
 class Regrow(Pruner):
@@ -36,7 +39,7 @@ class Regrow(Pruner):
         """As Pruner.mask_gradients; drops and grows first, when the step under way is due."""
         step = self.steps + 1
         if self.due(step):
-            self.prune_to(sparsity_at(step, self.schedule, self.target_sparsity, self.begin, self.end))
+            self.prune_to(self.scheduled(step))
             self.drop_and_grow(
                 self.drop_fraction * (1 + math.cos(math.pi * (step - self.begin) / max(1, self.end - self.begin))) / 2
             )
@@ -59,7 +62,8 @@ class Regrow(Pruner):
                 threshold = self.select([i], moving, self.gradients)
                 for _, rows, live in self.chosen([i], threshold, moving, self.gradients):
                     weight, gradient = local(layer.parameter)[rows], local(layer.parameter.grad)[rows]
-                    weight.add_(torch.copysign(torch.tensor(SEED), -gradient).to(weight.dtype).mul_(1 - live))
+                    seed = torch.tensor(seed_of(weight.dtype), dtype=weight.dtype)
+                    weight.add_(torch.copysign(seed, -gradient).mul_(1 - live))
 
 
 class GradientScores(Scores):

@@ -1,6 +1,7 @@
-"""Schedules: how the share of the target sparsity rises with progress, (step - begin) / (end - begin), from 0 to 1.
+"""Schedules: how the share of the target sparsity rises with progress, from 0 to 1, along the ramp.
 
-Any function of progress that does not fall, with values in [0, 1], is a schedule.
+Any function of progress that does not fall, with values in [0, 1], is a schedule. A Pruner's ramp starts one interval
+before its first update, so that update i of n has progress i / n: the first takes its step and none jumps.
 """
 
 
@@ -28,7 +29,8 @@ SCHEDULES = {function.__name__: function for function in (linear, cubic, gmp, on
 
 
 def sparsity_at(step, schedule, target, begin, end):
-    """Sparsity after `step`: 0 before `begin`, target · schedule(progress) until `end`, then target.
+    """Sparsity after `step` of a ramp: 0 before `begin`, target · schedule(progress) until `end`, then target, where
+    progress is (step - begin) / (end - begin).
 
     ValueError where the schedule gives something else than a share.
     """

@@ -46,6 +46,6 @@ def test_state_saved_at_two_ranks_loads_at_three_and_one(tmp_path):
             run(WORKER, kind, folder, other, ranks=ranks)
             if other:
                 loaded = arrays(folder, "loading", kind, 0)
-                assert loaded["pruned"] == round(0.6 * (1 - (1 - 20 / 35) ** 3) * 495)
+                assert loaded["pruned"] == round(0.6 * (1 - (1 - 25 / 40) ** 3) * 495)
                 zeros.append(loaded["zeros"])
-        assert (zeros[0] == zeros[1]).all() and zeros[0].sum() == round(0.6 * (1 - (1 - 25 / 35) ** 3) * 495)
+        assert (zeros[0] == zeros[1]).all() and zeros[0].sum() == round(0.6 * (1 - (1 - 30 / 40) ** 3) * 495)

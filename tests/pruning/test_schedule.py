@@ -1,6 +1,8 @@
 import pytest
 
+from pruning import Pruner
 from pruning.schedule import SCHEDULES, sparsity_at
+from tests.pruning.helpers import adam_with, linears
 
 
 @pytest.mark.parametrize("name, half", [("linear", 0.5), ("cubic", 0.125), ("gmp", 0.875), ("oneshot", 1.0)])
@@ -18,3 +20,17 @@ def test_begin_at_the_end_prunes_at_once():
 
 def test_a_schedule_of_ones_own():
     assert sparsity_at(15, lambda progress: progress**2, 0.8, 10, 20) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("begin, end, interval", [(1, 10, 1), (250, 750, 10), (10, 33, 10), (7, 7, 20)])
+def test_every_update_takes_its_step_of_the_ramp(name, begin, end, interval):
+    """Update i of n prunes to schedule(i / n): the first prunes, none jumps, the last ends at the target."""
+    model = linears((40, 40))
+    pruner = Pruner(model, adam_with(model), "magnitude", 0.8, name, begin, end, interval)
+    steps, shares = zip(*pruner.plan(end + 100)["updates"])
+    assert (steps[0], steps[-1], shares[-1]) == (begin, end, 0.8)
+    if (end - begin) % interval == 0:
+        n = len(steps)
+        assert shares == pytest.approx([0.8 * SCHEDULES[name](i / n) for i in range(1, n + 1)])
+    assert shares[0] > 0 and list(shares) == sorted(shares)
