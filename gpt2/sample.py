@@ -23,7 +23,8 @@ def sample(args):
     words = tokenizer.load(meta)
     if words.vocab_size > config.vocab_size:
         raise UserError(
-            f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; was the data prepared anew?"
+            f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; "
+            "was the data prepared anew?"
         )
     prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)
     generator = torch.Generator(world.device).manual_seed(args.seed)

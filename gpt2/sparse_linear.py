@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import warnings
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,8 +27,9 @@ SPARE = 8  # floats that the kernels may read behind the last weight
 
 
 class SparseLinear(nn.Module):
-    """A Linear for inference, float32 on a CPU: up to `rows` input rows are multiplied by its non-zero weights alone, more
-    of them, as when a prompt is read, by the dense matrix, which is kept. multiply: what `stored` gave."""
+    """A Linear for inference, float32 on a CPU: up to `rows` input rows are multiplied by its non-zero weights alone.
+
+    More rows, as when a prompt is read, are multiplied by the dense matrix, which is kept. multiply: what a form gave."""
 
     def __init__(self, linear, multiply, rows):
         super().__init__()
@@ -66,8 +68,8 @@ def make_sparse(model, rows=1, always=False):
 
 
 def measured(layers, rows, rounds=3):
-    """Seconds that each of `layers` takes for `rows` rows, the least of `rounds`. They run one after the other as in a model,
-    so that each finds its weights in memory, not in the cache."""
+    """Seconds that each of `layers` takes for `rows` rows, the least of `rounds`. They run one after the other, as in a
+    model, so that each finds its weights in memory, not in the cache."""
     inputs = [torch.randn(rows, layer.weight.shape[1]) for layer in layers]
     least = [float("inf")] * len(layers)
     for _ in range(rounds):
@@ -82,7 +84,7 @@ def measured(layers, rows, rounds=3):
 
 
 def forms():
-    """The forms that can be had on this machine: two with kernels of this project, or torch's where there is no compiler."""
+    """The forms to be had on this machine: two with kernels of this project, or torch's where there is no compiler."""
     kernels = compiled()
     return [functools.partial(stored, kernels, form) for form in ("bitmask", "columns")] if kernels else [csr]
 
@@ -111,7 +113,8 @@ def stored(kernels, form, weight):
 
 def csr(weight):
     """multiply of torch's compressed sparse rows."""
-    matrix = weight.to_sparse_csr()
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # "in beta state"
+        matrix = weight.to_sparse_csr()
 
     def multiply(x, bias):
         out = torch.stack([torch.mv(matrix, row) for row in x])

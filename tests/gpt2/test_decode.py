@@ -62,16 +62,6 @@ def test_every_form_multiplies_as_the_dense_layer(width, sparsity):
         assert torch.equal(sparse(x), layer(x))  # more rows than it is made for: the dense product
 
 
-@torch.no_grad()
-def test_zeros_hide_nothing_that_is_not_a_number():
-    """A weight of zero is skipped, so only live weights can meet an input that is not finite."""
-    layer = pruned_linear(16, 4, 0.5)
-    x = torch.full((1, 16), torch.inf)
-    for form in sparse_linear.forms():
-        out = sparse_linear.SparseLinear(layer, form(layer.weight), rows=1)(x)
-        assert out[0, 0] == layer.bias[0] and out[0, -1] == torch.inf
-
-
 @pytest.mark.parametrize("compiler", [True, False])
 @torch.no_grad()
 def test_a_sparse_model_gives_the_dense_ones_logits(compiler, monkeypatch):
