@@ -117,7 +117,8 @@ def restore(path, manifest, model, optimizer, spam, pruner):
     return manifest["step"]
 
 
-def train(config, writer):
+def train(config, writer, change=None):
+    """A run from start to end. change: what an experiment does to (model, optimizer, pruner); returns the pruner to use."""
     # The world, the data, and the run that out_dir may hold.
     world = parallel.start(config.device)
     config, training, validation = open_data(config)
@@ -130,6 +131,7 @@ def train(config, writer):
     optimizer = make_optimizer(model, config)
     spam = make_spam(optimizer, config)
     pruner = make_pruner(model, optimizer, config)
+    pruner = change(model, optimizer, pruner) if change else pruner
     start = restore(*found, model, optimizer, spam, pruner) if found else 0
     compiling = parallel.should_compile(config.compile, world.device, config.vocab_size)
     compiled = torch.compile(model) if compiling else model

@@ -1,0 +1,122 @@
+"""What is only tried: functions of a few lines that change a run before its first step. What wins moves to pruning/.
+
+A plan's arm names one under "change", with its options: {"change": ("density_lr", {"power": 0.5, "most": 2.0})}. It is
+called with (model, optimizer, pruner, config) before a checkpoint is loaded and returns the pruner of the run. What it
+must remember, it keeps in the optimizer's state or in the pruner, so that a run continues from a checkpoint.
+"""
+
+import torch
+
+from pruning import Pruner
+from pruning.regrow import Regrow
+from pruning.schedule import sparsity_at
+from pruning.straight_through import StraightThrough
+
+
+def remake(kind, model, optimizer, config, criterion=None, **options):
+    """The Pruner of the config, as another class, with another criterion or with more options."""
+    ramp = (config.schedule, config.prune_begin, config.prune_end, config.prune_interval)
+    criterion = criterion or config.criterion
+    return kind(
+        model, optimizer, criterion, config.target_sparsity, *ramp, **{"allocation": config.allocation, **options}
+    )
+
+
+def regrow(model, optimizer, pruner, config, drop_fraction=0.3):
+    """RigL's drop and regrow."""
+    return remake(Regrow, model, optimizer, config, drop_fraction=drop_fraction)
+
+
+def straight_through(model, optimizer, pruner, config):
+    """The forward pass sees masked weights, the optimizer trains the dense ones."""
+    return remake(StraightThrough, model, optimizer, config)
+
+
+def density_lr(model, optimizer, pruner, config, power=0.5, most=2.0):
+    """The learning rate of prunable matrices times min(most, density ** -power), after SMET and Sparse µP."""
+    prunable = {id(layer.parameter) for layer in pruner.layers}
+    group = optimizer.param_groups[0]
+    own = [p for p in group["params"] if id(p) in prunable]
+    group["params"] = [p for p in group["params"] if id(p) not in prunable]
+    optimizer.add_param_group({name: value for name, value in group.items() if name != "params"} | {"params": own})
+
+    def before(*hook):
+        sparsity = sparsity_at(pruner.steps, pruner.schedule, pruner.target_sparsity, pruner.begin, pruner.end)
+        optimizer.param_groups[-1]["lr"] *= min(most, (1 - sparsity) ** -power)
+
+    optimizer.register_step_pre_hook(before)
+    return pruner
+
+
+def hold_linear(model, optimizer, pruner, config):
+    """The learning rate is held from warm-up to the end of the ramp, then falls to 0 in a straight line. Dense too."""
+
+    def before(*hook):
+        taken = next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
+        step = taken + 1
+        warmth = min(1.0, step / (config.warmup_iters + 1))
+        left = (config.max_iters - step) / max(1, config.max_iters - config.prune_end)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * warmth * min(1.0, left)
+
+    optimizer.register_step_pre_hook(before)
+    return pruner
+
+
+class Averaged(Pruner):
+    """Ranks by |w|·v^¼ averaged over the updates so far: S ← decay · S + (1 − decay) · s."""
+
+    def prune_to(self, sparsity):
+        for layer in self.layers:
+            state = self.scores.optimizer.state[layer.parameter]
+            score = layer.parameter.detach().abs() * state["exp_avg_sq"].sqrt().sqrt()
+            state["average_score"] = score if "average_score" not in state else state["average_score"].lerp(score, 0.2)
+        super().prune_to(sparsity)
+
+
+def average_score(weight, average_score):
+    return average_score * (weight != 0)
+
+
+def averaged(model, optimizer, pruner, config):
+    """Scores averaged over updates, S ← 0.8 S + 0.2 s, s = |w|·v^¼."""
+    return remake(Averaged, model, optimizer, config, criterion=average_score)
+
+
+def extra_decay(model, optimizer, pruner, config, decay=1.0):
+    """During the ramp, live weights that the target would prune now decay by `decay` times the learning rate a step."""
+    doomed = {}
+
+    @torch.no_grad()
+    def before(*hook):
+        step = pruner.steps + 1
+        if not pruner.begin <= step < pruner.end:
+            return
+        if not doomed or pruner.due(step):
+            scores = [score_now(layer.parameter, optimizer) for layer in pruner.layers]
+            threshold = torch.cat([s.flatten() for s in scores]).kthvalue(
+                round(pruner.target_sparsity * pruner.prunable)
+            )
+            doomed.update({layer.name: s <= threshold.values for layer, s in zip(pruner.layers, scores)})
+        shrink = 1 - decay * optimizer.param_groups[0]["lr"]
+        for layer in pruner.layers:
+            layer.parameter.mul_(torch.where(doomed[layer.name], shrink, 1.0))
+
+    optimizer.register_step_pre_hook(before)
+    return pruner
+
+
+def score_now(parameter, optimizer):
+    """|w|·v^¼."""
+    return parameter.detach().abs() * optimizer.state[parameter]["exp_avg_sq"].sqrt().sqrt()
+
+
+def density_floor(model, optimizer, pruner, config, floor=0.05):
+    """Global allocation, but every layer keeps at least the share `floor` of its weights."""
+    return remake(Pruner, model, optimizer, config, max_layer_sparsity=1 - floor)
+
+
+ARMS = {
+    function.__name__: function
+    for function in (regrow, straight_through, density_lr, hold_linear, averaged, extra_decay, density_floor)
+}

@@ -1,0 +1,45 @@
+"""The search for a recipe that beats magnitude + gmp at the small scale, one change at a time. Seeds 100 to 102 tune;
+what looks best is confirmed by small_confirm on fresh ones."""
+
+from study.scales import SMALL, SMALL_TEXT
+
+title = "One change at a time, tuning seeds, 0.46 M parameters"
+text, base, seeds = SMALL_TEXT, SMALL, (100, 101, 102)
+
+QUARTER = dict(criterion="variance_quarter")
+HELD = {"change": ("hold_linear", {})}
+CHANGES = {
+    "magnitude": dict(criterion="magnitude"),
+    "quarter": QUARTER,
+    "half": dict(criterion="variance_half"),
+    "density_lr-half-2": QUARTER | {"change": ("density_lr", {"power": 0.5, "most": 2.0})},
+    "density_lr-half-4": QUARTER | {"change": ("density_lr", {"power": 0.5, "most": 4.0})},
+    "density_lr-one-4": QUARTER | {"change": ("density_lr", {"power": 1.0, "most": 4.0})},
+    "held-magnitude": dict(criterion="magnitude") | HELD,
+    "held-quarter": QUARTER | HELD,
+    "averaged": QUARTER | {"change": ("averaged", {})},
+    "extra_decay": QUARTER | {"change": ("extra_decay", {"decay": 1.0})},
+    "regrow-1": QUARTER | {"change": ("regrow", {"drop_fraction": 0.01})},
+    "regrow-5": QUARTER | {"change": ("regrow", {"drop_fraction": 0.05})},
+    "floor-5": QUARTER | {"change": ("density_floor", {"floor": 0.05})},
+    "ramp-early": QUARTER | dict(prune_begin=56, prune_end=280),
+    "ramp-late": QUARTER | dict(prune_begin=140, prune_end=504),
+    "interval-2": QUARTER | dict(prune_interval=2),
+    "interval-40": QUARTER | dict(prune_interval=40),
+}
+arms = {
+    "dense": {},
+    "held-dense": HELD,
+    **{f"{name}-{round(100 * s)}": own | {"target_sparsity": s} for s in (0.9, 0.75) for name, own in CHANGES.items()},
+}
+pairs = [
+    ("held-dense", "dense"),
+    *((f"quarter-{percent}", f"magnitude-{percent}") for percent in (90, 75)),
+    *((f"held-quarter-{percent}", f"held-magnitude-{percent}") for percent in (90, 75)),
+    *(
+        (f"{name}-{percent}", f"quarter-{percent}")
+        for percent in (90, 75)
+        for name in CHANGES
+        if name not in ("magnitude", "quarter", "held-magnitude")
+    ),
+]

@@ -1,0 +1,241 @@
+"""Tables, figures, the ledger and the headline, from results/study/ alone: python -m study.report
+
+Writes results/study/report/ and the generated parts of docs/study.md. Results that are not what their plan says are
+refused, the difference named. The same results give the same bytes.
+"""
+
+import math
+import re
+import sys
+from pathlib import Path
+
+from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.files import write_atomically
+from study import figures
+from study.claims import CLAIMS
+from study.plan import PLANS, RESULTS, load_plan, problems
+from study.run import read_results
+from study.statistics import compare, holm
+
+DOCUMENT = Path("docs/study.md")
+BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
+LEAST = 3  # seeds below which nothing is concluded
+
+
+def load_study(results):
+    """[(plan, its results)] of every plan of which there are results. UserError where one is not fair."""
+    study, unfair = [], []
+    for path in sorted(PLANS.glob("*.py")):
+        if path.stem == "__init__":
+            continue
+        plan = load_plan(path)
+        found = read_results(plan, results)
+        unfair += [f"{results}/{plan.name}/{problem}" for problem in problems(plan, found)]
+        if found and plan.name != "smoke":
+            study.append((plan, found))
+    if unfair:
+        raise UserError("\n".join(unfair))
+    return study
+
+
+def losses_of(results, arm):
+    """seed -> final validation loss."""
+    return {r["seed"]: r["val_loss"] for r in results.values() if r["arm"] == arm}
+
+
+def comparisons(plan, results):
+    """[(arm, against, Comparison, p corrected over all pairs of the plan)]."""
+    found = [compare(losses_of(results, arm), losses_of(results, against)) for arm, against in plan.pairs]
+    return [(*pair, c, p) for pair, c, p in zip(plan.pairs, found, holm([c.p for c in found]))]
+
+
+def verdict(comparison, corrected):
+    """What may be said of arm − against: 'lower', 'higher', 'no difference shown', or 'open' with too few seeds."""
+    if comparison.n < LEAST:
+        return "open"
+    if not corrected < 0.05:
+        return "no difference shown"
+    return "lower" if comparison.mean < 0 else "higher"
+
+
+# ---- tables ----
+
+
+def arms_table(plan, results):
+    """A row an arm: n, loss and its standard deviation, perplexity, sparsity, parameters that are not zero, seconds."""
+    rows = ["| arm | n | val_loss | sd | perplexity | sparsity | live parameters | seconds |", "|---|" + "---:|" * 7]
+    for arm in plan.arms:
+        runs = [r for r in results.values() if r["arm"] == arm]
+        if not runs:
+            rows.append(f"| {arm} | 0 | | | | | | |")
+            continue
+        losses = [r["val_loss"] for r in runs]
+        mean, n = math.fsum(losses) / len(losses), len(losses)
+        sd = f"{math.sqrt(math.fsum((x - mean) ** 2 for x in losses) / (n - 1)):.4f}" if n > 1 else ""
+        live = round(math.fsum(r["parameters"] - r["sparsity"] * r["prunable"] for r in runs) / n)
+        seconds = math.fsum(r["seconds"] for r in runs) / n
+        rows.append(
+            f"| {arm} | {n} | {mean:.4f} | {sd} | {math.exp(mean):.3f} | {runs[0]['sparsity']:.0%} | {live:,} | {seconds:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+def pairs_table(plan, results):
+    """A row a comparison that was planned: n, difference of loss, interval, p, corrected p, ratio of perplexities, verdict."""
+    rows = [
+        "| arm − against | n | difference of loss | 95 % interval | p | p (Holm) | perplexity ratio | arm is |",
+        "|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for arm, against, c, corrected in comparisons(plan, results):
+        interval = "" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}"
+        mean, ratio = ("", "") if c.n == 0 else (f"{c.mean:+.4f}", f"{math.exp(c.mean):.4f}")
+        said = verdict(c, corrected)
+        ps = ["" if math.isnan(p) else f"{p:.2g}" for p in (c.p, corrected)]
+        rows.append(f"| {arm} − {against} | {c.n} | {mean} | {interval} | {ps[0]} | {ps[1]} | {ratio} | {said} |")
+    return "\n".join(rows)
+
+
+def early_table(plan, results):
+    """Perplexity along the training, seeds averaged, of the arms that the source's curves compare."""
+    arms = [arm for arm in plan.arms if not arm.startswith(("variance", "random")) and "again" not in arm]
+    steps = sorted({point["step"] for r in results.values() for point in r["curve"]})
+    rows = ["| arm | " + " | ".join(f"step {step}" for step in steps) + " |", "|---|" + "---:|" * len(steps)]
+    for arm in arms:
+        curves = [{p["step"]: p["val_loss"] for p in r["curve"]} for r in results.values() if r["arm"] == arm]
+        if curves:
+            means = [math.fsum(curve[step] for curve in curves) / len(curves) for step in steps]
+            rows.append(f"| {arm} | " + " | ".join(f"{math.exp(mean):.2f}" for mean in means) + " |")
+    return "\n".join(rows)
+
+
+def ledger(study):
+    """A row a claim: its verdict and the numbers that decide it."""
+    rows = [
+        "| claim | by | verdict | decided by | n | difference of loss, 95 % interval |",
+        "|---|---|---|---|---:|---:|",
+    ]
+    for claim in CLAIMS:
+        verdict_, c = judge(claim, study)
+        numbers = "" if c is None or c.n == 0 else f"{c.mean:+.4f}"
+        if numbers and not math.isnan(c.low):
+            numbers += f", {c.low:+.4f} to {c.high:+.4f}"
+        decided = f"{claim.plan}: {claim.arm} − {claim.against}"
+        rows.append(f"| {claim.text} | {claim.by} | **{verdict_}** | {decided} | {c.n if c else 0} | {numbers} |")
+    return "\n".join(rows)
+
+
+def judge(claim, study):
+    """(supported, refuted, neutral or open, the Comparison or None): corrected as one of its plan's pairs."""
+    for plan, results in study:
+        if plan.name != claim.plan:
+            continue
+        pairs = list(plan.pairs)
+        turned = (claim.against, claim.arm) in pairs
+        if not turned and (claim.arm, claim.against) not in pairs:
+            pairs.append((claim.arm, claim.against))
+        found = [compare(losses_of(results, arm), losses_of(results, against)) for arm, against in pairs]
+        place = pairs.index((claim.against, claim.arm) if turned else (claim.arm, claim.against))
+        said = verdict(found[place], holm([c.p for c in found])[place])
+        c = compare(losses_of(results, claim.arm), losses_of(results, claim.against))
+        if said == "open":
+            return "open", c
+        if said == "no difference shown":
+            return ("supported" if claim.same else "neutral"), c
+        lower = c.mean < 0
+        return ("supported" if lower and not claim.same else "refuted"), c
+    return "open", None
+
+
+def cost(study):
+    """A row a plan: what is done of it, epochs of data, hours, machines, versions and commits."""
+    rows = [
+        "| plan | runs done | of | epochs of data | hours | machine | torch | commits |",
+        "|---|---:|---:|---:|---:|---|---|---|",
+    ]
+    for plan, results in study:
+        runs = list(results.values())
+        epochs = sorted({f"{r['epochs']:.2f}" for r in runs})
+        hours = math.fsum(r["seconds"] for r in runs) / 3600
+        machines = sorted({f"{r['machine']['processor']} ({r['machine']['capability']})" for r in runs})
+        versions = sorted({r["versions"]["torch"] for r in runs})
+        commits = sorted({r["commit"][:9] + r["commit"][40:] for r in runs})
+        rows.append(
+            f"| {plan.name} | {len(runs)} | {len(plan.runs())} | {', '.join(epochs)} | {hours:.2f} | {', '.join(machines)} "
+            f"| {', '.join(versions)} | {', '.join(commits)} |"
+        )
+    return "\n".join(rows)
+
+
+def headline(study):
+    """One sentence: how much of the difference between the source's two systems is optimizer, how much criterion."""
+    for plan, results in study:
+        if plan.name != "small":
+            continue
+        ours, spam, between = (
+            losses_of(results, arm) for arm in ("bitter7-adamw-50", "magnitude-adamwspam-50", "magnitude-adamw-50")
+        )
+        both = ours.keys() & spam.keys() & between.keys()
+        ours, spam, between = ({seed: losses[seed] for seed in both} for losses in (ours, spam, between))
+        if len(both) < 2:
+            break
+        parts = [compare(*pair) for pair in ((ours, spam), (between, spam), (ours, between))]
+        whole, optimizer, criterion = (
+            f"{100 * (math.exp(c.mean) - 1):+.2f} % (95 %: {100 * (math.exp(c.low) - 1):+.2f} to {100 * (math.exp(c.high) - 1):+.2f})"
+            for c in parts
+        )
+        size = next(iter(results.values()))["parameters"]
+        return (
+            f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {len(both)} seeds), bitter7 "
+            f"under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity: the optimizer alone makes "
+            f"{optimizer}, the criterion alone {criterion}. The 15.6 % of the source's documents compare both at once."
+        )
+    return "The main question is open: fewer than two seeds are done."
+
+
+def blocks(study):
+    """name -> text of each generated part of docs/study.md."""
+    made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
+    by_name = {plan.name: (plan, results) for plan, results in study}
+    for path in sorted(PLANS.glob("*.py")):
+        name = path.stem
+        if name in by_name:
+            made[f"{name}_arms"], made[f"{name}_pairs"] = arms_table(*by_name[name]), pairs_table(*by_name[name])
+            made[f"{name}_early"] = early_table(*by_name[name])
+        else:
+            made |= {f"{name}_{part}": "No run of this plan is done yet." for part in ("arms", "pairs", "early")}
+    return made
+
+
+def fill(document, made):
+    """The document with its generated parts replaced. UserError for one that nothing generates."""
+    unknown = [name for _, name, _ in BLOCK.findall(document) if name not in made]
+    if unknown:
+        raise UserError(f"{DOCUMENT}: nothing generates {', '.join(unknown)}; there are {', '.join(sorted(made))}")
+    return BLOCK.sub(lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}", document)
+
+
+def main(arguments):
+    parser = Parser(prog="study.report", description=__doc__.partition(":")[0])
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
+    parser.add_argument("--document", default=str(DOCUMENT), help="whose generated parts are filled")
+    with one_line_errors(parser.prog, leave=sys.exit):
+        args = parser.parse_args(arguments)
+        study = load_study(args.results)
+        if not study:
+            raise UserError(f"{args.results}: holds no results; make some with python -m study.run PLAN")
+        made = blocks(study)
+        out = Path(args.results) / "report"
+        out.mkdir(parents=True, exist_ok=True)
+        done = {plan.name for plan, _ in study}
+        for name, text in made.items():
+            if name in ("headline", "ledger", "cost") or name.rpartition("_")[0] in done:
+                write_atomically(out / f"{name}.md", (text + "\n").encode())
+        if Path(args.document).exists():
+            document = Path(args.document).read_text()
+            write_atomically(args.document, fill(document, made).encode())
+        drawn = figures.draw_all(study, Path(args.results), out)
+        print(f"{len(made)} tables and {len(drawn)} figures in {out}\n{made['headline']}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

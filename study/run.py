@@ -1,0 +1,286 @@
+"""Run a plan, through train_gpt2.py's own code: python -m study.run PLAN [--jobs N]
+
+Each run is a process of its own, on one thread (or one GPU); several go on at a time. What is done stays done: a run's
+result is one JSON in results/study/PLAN/, and the same command, given again, does what is missing. A run that was
+stopped half way goes on from its checkpoint.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import train_gpt2
+from gpt2 import checkpoint, parallel
+from gpt2.data import TrainingBatches, evaluation_batches
+from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.files import write_json
+from gpt2.log import read_metrics
+from gpt2.writer import Writer
+from pruning.layers import find_layers, is_prunable
+from study import data
+from study.arms import ARMS
+from study.plan import RESULTS, load_plan, problems
+
+CURVE = ("step", "tokens", "train_loss", "val_loss", "learning_rate", "grad_norm", "sparsity")
+
+
+def parse(arguments):
+    parser = Parser(prog="study.run", description=__doc__.partition(":")[0])
+    parser.add_argument("plan", help="a name in study/plans, or a file")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each; on CUDA, one GPU each")
+    parser.add_argument("--seeds", help="only these, as in 0,1")
+    parser.add_argument("--arms", help="only those in whose name this regular expression is found")
+    parser.add_argument("--minutes", type=float, help="stop after so long; what was under way goes on next time")
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
+    parser.add_argument("--work", default="out/study", help="folder of data and unfinished runs")
+    parser.add_argument("--repeat", action="store_true", help="do finished runs again and compare; writes nothing")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="this run, in this process")
+    return parser.parse_args(arguments)
+
+
+# ---- one run ----
+
+
+def run_one(plan, arm, seed, args):
+    """Train the run and write its result, or compare with it where args.repeat. One process does a run at a time."""
+    work = Path(args.work) / plan.name / (f"{arm}-seed{seed}" + ("-again" if args.repeat else ""))
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{work}: another process is at this run") from None
+        identity = data.prepare(plan.text, data_dir(plan, args))
+        config = plan.config(arm, seed, out_dir=str(work / "run"), data_dir=str(data_dir(plan, args)))
+        change = plan.arms[arm].get("change")
+        facts = facts_before(config)
+        start = time.perf_counter()
+        if finished_step(config) < config.max_iters:
+            with Writer(config.out_dir, config.keep_checkpoints) as writer:
+                train_gpt2.train(config, writer, change and (lambda *run: ARMS[change[0]](*run, config, **change[1])))
+        if finished_step(config) < config.max_iters:
+            return  # stopped on request: the next call goes on
+        result = {
+            "plan": plan.name,
+            "arm": arm,
+            "seed": seed,
+            "change": [change[0], dict(change[1])] if change else None,
+            "data": identity,
+            **facts,
+            **facts_after(config, facts["parameters"]),
+            "wall_seconds": time.perf_counter() - start,
+            **circumstances(config),
+        }
+        if args.repeat:
+            return compare(plan, arm, seed, result, args)
+        path = plan.path(arm, seed, args.results)
+        if unfair := problems(plan, {**read_results(plan, args.results), path.name: result}):
+            raise UserError("\n".join(unfair))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        shutil.rmtree(work / "run")
+
+
+def data_dir(plan, args):
+    """Where the shards of the plan's text are made, or lie already."""
+    return Path(args.work) / "data" / plan.text.name if plan.text.files else data.find(plan.text)[0].parent
+
+
+def finished_step(config):
+    found = checkpoint.newest(config.out_dir)
+    return found[1]["step"] if found else 0
+
+
+def facts_before(config):
+    """What runs of a plan must share, measured: hashes of initial weights, batches and evaluation set."""
+    config, training, validation = train_gpt2.open_data(config)
+    world = parallel.World(0, 1, torch.device("cpu"))
+    batches = TrainingBatches(training, config, world)
+    steps = range(1, config.max_iters + 1, max(1, config.max_iters // 10))
+    micro_steps = config.gradient_accumulation_steps
+    model = train_gpt2.make_model(config)
+    return {
+        "config": asdict(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "initial_weights": short_hash(model.parameters()),
+        "batches": short_hash(t for step in steps for t in batches.at(step, step % micro_steps)),
+        "evaluation": short_hash(t for pair in evaluation_batches(validation, config, world) for t in pair),
+        "epochs": config.max_iters * config.tokens_per_step / (len(training) * config.block_size),
+    }
+
+
+def facts_after(config, parameters):
+    """The curve, the final loss and the sparsity, from what the run left."""
+    lines = read_metrics(Path(config.out_dir) / "metrics.jsonl")
+    curve = [{key: line[key] for key in CURVE if key in line} for line in lines if "val_loss" in line]
+    ends = [0, *(line["step"] for line in lines)]
+    model = train_gpt2.make_model(train_gpt2.open_data(config)[0])
+    path, manifest = checkpoint.at(config.out_dir)
+    checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
+    layers = find_layers(model, is_prunable)
+    zeros = {layer.name: int((layer.parameter == 0).sum()) for layer in layers}
+    pruned, prunable = sum(zeros.values()), sum(layer.size for layer in layers)
+    return {
+        "val_loss": curve[-1]["val_loss"],
+        "tokens": curve[-1]["tokens"],
+        "curve": curve,
+        "prunable": prunable,
+        "sparsity": pruned / prunable if manifest["config"]["criterion"] != "none" else 0.0,
+        "layer_sparsity": {layer.name: zeros[layer.name] / layer.size for layer in layers},
+        "seconds": sum((line["step"] - before) * line["step_ms"] / 1000 for before, line in zip(ends, lines)),
+    }
+
+
+def short_hash(tensors):
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def circumstances(config):
+    """Commit, versions and machine."""
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+    cuda = config.device == "cuda"
+    return {
+        "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
+        "versions": {"torch": torch.__version__, "python": platform.python_version(), "numpy": np.__version__},
+        "machine": {
+            "processor": torch.cuda.get_device_name() if cuda else processor(),
+            "capability": str(torch.cuda.get_device_capability()) if cuda else torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def processor():
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def compare(plan, arm, seed, result, args):
+    before = json.loads(plan.path(arm, seed, args.results).read_text())
+    difference = result["val_loss"] - before["val_loss"]
+    print(f"{arm} seed {seed}: val_loss {result['val_loss']:.4f}, {difference:+.5f} from the one kept", flush=True)
+    if abs(difference) > 0.002:
+        raise UserError(f"{arm} seed {seed}: repeated, it ends {difference:+.4f} from {before['val_loss']:.4f}")
+
+
+def read_results(plan, results):
+    """file name -> result, of all that lie in the plan's folder. UserError for what cannot be read."""
+    found = {}
+    for path in sorted((Path(results) / plan.name).glob("*.json")):
+        try:
+            found[path.name] = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    return found
+
+
+# ---- all of them ----
+
+
+def run_all(plan, args):
+    """Start what is missing, `jobs` at a time; returns how many runs failed."""
+    data.prepare(plan.text, data_dir(plan, args))
+    if unfair := problems(plan, read_results(plan, args.results)):
+        raise UserError("\n".join(unfair))
+    seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else plan.seeds
+    runs = [(arm, seed) for arm, seed in plan.runs() if seed in seeds and re.search(args.arms or "", arm)]
+    todo = [run for run in runs if plan.path(*run, args.results).exists() == args.repeat]
+    log = Path(args.work) / plan.name / "log.txt"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    running, failed = {}, 0
+    with (
+        open(log, "a") as output,
+        tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", desc=plan.name) as bar,
+    ):
+        try:
+            while (todo or running) and time.monotonic() < end:
+                for slot in range(args.jobs):
+                    if todo and slot not in running:
+                        running[slot] = (todo[0], start(args, todo.pop(0), slot, output))
+                time.sleep(0.2)
+                for slot, (run, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[slot]
+                        bar.update()
+                        failed += process.returncode != 0
+                        bar.write(f"{run[0]} seed {run[1]}: " + outcome(plan, run, process.returncode, args, log))
+        finally:
+            for _, process in running.values():
+                process.send_signal(signal.SIGTERM)
+            for _, process in running.values():
+                process.wait()
+    return failed
+
+
+def start(args, run, slot, output):
+    """The process of one run."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if torch.cuda.is_available():
+        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+    command = [sys.executable, "-m", "study.run", args.plan, "--results", args.results, "--work", args.work]
+    command += ["--one", run[0], str(run[1])] + (["--repeat"] if args.repeat else [])
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def outcome(plan, run, code, args, log):
+    path = plan.path(*run, args.results)
+    if code:
+        return f"FAILED, see {log}: " + log.read_text().strip().splitlines()[-1]
+    if args.repeat:
+        return "repeated"
+    if not path.exists():
+        return "stopped on the way"
+    result = json.loads(path.read_text())
+    return f"val_loss {result['val_loss']:.4f} at {result['sparsity']:.1%}, {result['seconds']:.0f} s"
+
+
+def table(plan, results):
+    """What is done: a line an arm, its losses seed by seed."""
+    done = {(result["arm"], result["seed"]): result["val_loss"] for result in results.values()}
+    width = max(map(len, plan.arms))
+    lines = [f"{'arm':{width}}  " + "  ".join(f"seed {seed:<2}" for seed in plan.seeds)]
+    for arm in plan.arms:
+        losses = (done.get((arm, seed)) for seed in plan.seeds)
+        lines.append(f"{arm:{width}}  " + "  ".join(f"{loss:7.4f}" if loss else "      -" for loss in losses))
+    return "\n".join(lines)
+
+
+def main(arguments):
+    with one_line_errors("study.run", interrupted="interrupted; the same command does what is missing", leave=sys.exit):
+        args = parse(arguments)
+        plan = load_plan(args.plan)
+        if args.one:
+            torch.set_num_threads(1)
+            return run_one(plan, args.one[0], int(args.one[1]), args)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        failed = run_all(plan, args)
+        print(table(plan, read_results(plan, args.results)))
+        if failed:
+            raise UserError(f"{failed} runs failed; see {args.work}/{plan.name}/log.txt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
