@@ -121,13 +121,13 @@ def train(config, writer, change=None):
     """A run from start to end. change: what an experiment does to (model, optimizer, pruner); returns the pruner to use."""
     # The world, the data, and the run that out_dir may hold.
     world = parallel.start(config.device)
-    config, training, validation = open_data(config)
+    config, training, validation = parallel.agree(world, open_data, config)
     data = training.description()
-    found = checkpoint.find_run(config, data, world)
+    found = parallel.on_main(world, checkpoint.find_run, config, data)
     dtype = parallel.compute_dtype(config.dtype, world.device)
 
     # The model, its optimizer, its pruner. `model` owns the parameters, `fast` is how it is run.
-    model = make_model(config).to(world.device)
+    model = parallel.agree(world, make_model, config).to(world.device)
     optimizer = make_optimizer(model, config)
     spam = make_spam(optimizer, config)
     pruner = make_pruner(model, optimizer, config)
@@ -138,6 +138,7 @@ def train(config, writer, change=None):
     fast = parallel.data_parallel(compiled, world)
 
     log = Log(config, world, start)
+    parallel.on_main(world, log.open)
     log.say(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.tokens_per_step:,} tokens a step, {len(training):,} windows "
         f"an epoch, {world.size} x {world.device.type} in {str(dtype)[6:]}{', compiled' if compiling else ''}"

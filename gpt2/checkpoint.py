@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from gpt2.config import ARCHITECTURE, MAY_CHANGE, differences
 from gpt2.errors import UserError
-from gpt2.parallel import from_main
 
 FILES = ("model.safetensors", "optimizer.safetensors")
 FORMAT = 2  # of the manifest; 1, which does not say so, has no checksum. A newer one is refused, older ones are read.
@@ -190,21 +189,12 @@ def load_model(model, tensors):
             parameter.copy_(tensors[name])
 
 
-def find_run(config, data, world):
-    """(path, manifest) of the checkpoint from which the run in out_dir goes on, or None. The main rank decides.
+def find_run(config, data):
+    """(path, manifest) of the checkpoint from which the run in out_dir goes on, or None to start.
 
     config: the Config, vocab_size filled in; data: the training shards as the manifest lists them. UserError, saying
     what to do, where out_dir holds a finished run or another one: nothing ever overwrites a run.
     """
-    found = find_on_main(config, data) if world.is_main else None
-    step = from_main(found[1]["step"] if found else -1, world)
-    if step < 0:
-        return None
-    path = Path(config.out_dir) / "checkpoints" / f"step-{step:08d}"
-    return path, read_manifest(path)
-
-
-def find_on_main(config, data):
     out_dir, ours = Path(config.out_dir), asdict(config)
     started = out_dir / "config.json"
     if not started.exists():

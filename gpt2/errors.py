@@ -8,7 +8,14 @@ import time
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: options, files, data. The message names it and the way out, one line a problem."""
+    """A mistake in what the user gave: options, files, data. The message names it and the way out, one line a problem.
+
+    shared: every rank raises it, so that rank 0 alone needs to say it.
+    """
+
+    def __init__(self, message, shared=False):
+        super().__init__(message)
+        self.shared = shared
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +38,8 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
 
     Under torchrun the first rank to exit brings the others down, and what they would have said with them. So rank 0
     speaks at once and the others wait a moment: an error that all ranks share is said once, one that only a later
-    rank meets is still said.
+    rank meets is still said. A rank whose collective breaks because another has left waits longer: it has nothing to say
+    unless it outlives the other.
     """
     rank, leave = int(os.environ.get("RANK", 0)), leave or exit_at_once
     try:
@@ -39,13 +47,31 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
     except (UserError, *others) as error:
         if rank:
             time.sleep(5)
-        for line in str(error).splitlines():
-            print(f"{program}: error: {line}", file=sys.stderr)
+        if not (rank and getattr(error, "shared", False)):
+            say_error(program, error)
         leave(2)
+    except RuntimeError as error:
+        if not lost_a_peer(error):
+            raise
+        time.sleep(15)
+        say_error(program, f"rank {rank}: another rank has left: {str(error).splitlines()[0]}")
+        leave(1)
     except KeyboardInterrupt:
         if rank == 0:
             print(f"\n{program}: {interrupted}", file=sys.stderr)
         leave(130)
+
+
+def say_error(program, error):
+    for line in str(error).splitlines():
+        print(f"{program}: error: {line}", file=sys.stderr)
+
+
+def lost_a_peer(error):
+    """Whether a collective has failed because the process at its other end is gone; gloo raises plain RuntimeErrors."""
+    from torch.distributed import DistError, is_initialized
+
+    return is_initialized() and (isinstance(error, DistError) or "gloo" in str(error))
 
 
 def exit_at_once(code):

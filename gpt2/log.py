@@ -19,26 +19,26 @@ class Log:
     """The log of a run, on the main rank; on the others every method does nothing.
 
     start: the step from which the run goes on; later lines of metrics.jsonl, of steps that are done again, are dropped.
-    UserError where out_dir cannot be written.
     """
 
     def __init__(self, config, world, start):
-        self.active, self.metrics, self.wandb, self.bar = world.is_main, None, None, None
-        if not self.active:
-            return
-        out_dir = Path(config.out_dir)
+        self.config, self.active, self.start, self.wandb = config, world.is_main, start, None
+
+    def open(self):
+        """Write config.json and open the rest, on the main rank. UserError where out_dir cannot be written."""
+        config, out_dir = self.config, Path(self.config.out_dir)
         try:
             out_dir.mkdir(parents=True, exist_ok=True)
             write_json(out_dir / "config.json", asdict(config))
             path = out_dir / "metrics.jsonl"
-            kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= start]
+            kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= self.start]
             write_atomically(path, "".join(kept).encode())
             self.metrics = open(path, "a", buffering=1)
         except OSError as error:
             raise UserError(f"out_dir={config.out_dir}: cannot be written: {error}") from None
         if config.wandb_log:
             self.wandb = start_wandb(config, out_dir)
-        self.bar = tqdm(total=config.max_iters, initial=start, unit="step", dynamic_ncols=True, smoothing=0.05)
+        self.bar = tqdm(total=config.max_iters, initial=self.start, unit="step", dynamic_ncols=True, smoothing=0.05)
 
     def say(self, text):
         if self.active:

@@ -142,7 +142,6 @@ def data_parallel(model, world):
         model,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         bucket_cap_mb=128,  # torch.compile cuts the model where a bucket ends: at the default of 25, a 124M into 14
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
     )
 
@@ -159,13 +158,35 @@ def all_reduce_sum(tensor):
     return tensor
 
 
-def from_main(value, world):
-    """The int `value` of rank 0, on every rank."""
-    if world.size == 1:
-        return value
-    tensor = torch.tensor(value, device=world.device)
-    dist.broadcast(tensor, src=0)
-    return tensor.item()
+def agree(world, function, *arguments):
+    """function(*arguments) on every rank; a UserError of any rank is raised on all of them, the first rank's."""
+    mine, error = attempt(function, *arguments)
+    errors = [error] * world.size
+    if world.size > 1:
+        dist.all_gather_object(errors, error)
+    for error in errors:
+        if error is not None:
+            raise UserError(error, shared=world.size > 1)
+    return mine
+
+
+def on_main(world, function, *arguments):
+    """function(*arguments) on rank 0 alone; what it returns, or its UserError, is every rank's."""
+    outcome = [attempt(function, *arguments) if world.is_main else None]
+    if world.size > 1:
+        dist.broadcast_object_list(outcome, src=0, device=world.device)
+    value, error = outcome[0]
+    if error is not None:
+        raise UserError(error, shared=world.size > 1)
+    return value
+
+
+def attempt(function, *arguments):
+    """(what function(*arguments) returns, None), or (None, the message of the UserError it raised)."""
+    try:
+        return function(*arguments), None
+    except UserError as error:
+        return None, str(error)
 
 
 PEAK_FLOPS = {  # dense bfloat16 FLOP/s of the makers' data sheets, by words of torch's name of the device; first match
