@@ -8,9 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-import torch.distributed as dist
-
 import train_gpt2
+from gpt2 import parallel
 from gpt2.errors import UserError
 
 
@@ -21,7 +20,7 @@ def refusal(arguments):
     except UserError as error:
         return error.shared, str(error)
     finally:
-        dist.destroy_process_group()
+        parallel.stop()
 
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
