@@ -11,12 +11,14 @@ from pathlib import Path
 import train_gpt2
 from gpt2 import parallel
 from gpt2.errors import UserError
+from gpt2.writer import Writer
 
 
 def refusal(arguments):
     """(whether every rank was told, message) of what train_gpt2.py refuses."""
     try:
-        train_gpt2.train(train_gpt2.load_config(arguments, {}))
+        config = train_gpt2.load_config(arguments, {})
+        train_gpt2.train(config, Writer(config.out_dir, 1))
     except UserError as error:
         return error.shared, str(error)
     finally:
