@@ -32,27 +32,30 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.n_head, self.dropout = config.n_head, config.dropout
 
-    def forward(self, x):
+    def forward(self, x, past=None):
         batch, time, width = x.shape
         heads = (batch, time, self.n_head, width // self.n_head)
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(width, dim=2))
+        if past is not None:
+            k, v = past.extend(k, v)
         y = attend(q, k, v, self.dropout if self.training else 0.0)
         y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
         return F.dropout(y, self.dropout, self.training)
 
 
 def attend(q, k, v, dropout):
-    """Causal attention of q, k, v, each [batch, heads, time, width of a head].
+    """Causal attention of q, k, v, each [batch, heads, time, width of a head]; q may be the last token alone.
 
     The CPU's bfloat16 kernel takes up to four times as long backward as the float32 one on short contexts (torch 2.13,
     AVX-512), so there, attention alone is computed in float32.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= 512:
+    causal = q.shape[2] > 1
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < q.shape[2] <= 512:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(
-                q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=True
+                q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=causal
             ).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
 
 
 class MLP(nn.Module):
@@ -75,8 +78,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, past=None):
+        x = x + self.attn(self.ln_1(x), past)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -124,15 +127,19 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)
         return logits if with_logits else None, loss
 
-    def features(self, idx):
-        """The final hidden states, [batch, time, n_embd], that `head` turns into logits."""
-        if idx.shape[1] > self.config.block_size:
-            raise ValueError(f"{idx.shape[1]} tokens do not fit into block_size={self.config.block_size}")
-        position = torch.arange(idx.shape[1], device=idx.device)
+    def features(self, idx, past=None):
+        """The final hidden states, [batch, time, n_embd], that `head` turns into logits.
+
+        past: a decode.Past a block, of the tokens before idx; then idx is their first tokens, or one more.
+        """
+        first = past[0].length if past else 0
+        if first + idx.shape[1] > self.config.block_size:
+            raise ValueError(f"{first + idx.shape[1]} tokens do not fit into block_size={self.config.block_size}")
+        position = torch.arange(first, first + idx.shape[1], device=idx.device)
         x = self.transformer.wte(idx) + self.transformer.wpe(position)
         x = F.dropout(x, self.config.dropout, self.training)
-        for block in self.transformer.h:
-            x = block(x)
+        for block, its_past in zip(self.transformer.h, past or [None] * len(self.transformer.h)):
+            x = block(x, its_past)
         return self.transformer.ln_f(x)
 
     def head(self, x):

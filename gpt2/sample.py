@@ -6,25 +6,11 @@ import sys
 import torch
 
 from gpt2 import parallel, tokenizer
+from gpt2.decode import generate
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.evaluate import load_run
 from gpt2.shards import read_meta
-
-
-@torch.no_grad()
-def generate(model, tokens, max_new_tokens, temperature, top_k, generator):
-    """Tokens [1, time] int64 continued by max_new_tokens: [1, time + max_new_tokens]. temperature 0 takes the likeliest."""
-    for _ in range(max_new_tokens):
-        hidden = model.features(tokens[:, -model.config.block_size :])
-        logits = model.head(hidden[:, -1:])[:, 0].float()
-        if temperature == 0:
-            following = logits.argmax(-1, keepdim=True)
-        else:
-            if 0 < top_k < logits.shape[-1]:
-                logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
-            following = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
-        tokens = torch.cat([tokens, following], dim=1)
-    return tokens
+from gpt2.sparse_linear import make_sparse
 
 
 def sample(args):
@@ -37,18 +23,23 @@ def sample(args):
     words = tokenizer.load(meta)
     if words.vocab_size > config.vocab_size:
         raise UserError(
-            f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; was the data prepared anew?"
+            f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; "
+            "was the data prepared anew?"
         )
     prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)
     generator = torch.Generator(world.device).manual_seed(args.seed)
-    dtype = parallel.compute_dtype(config.dtype, world.device)
-    for number in range(args.num_samples):
-        with parallel.autocast(world.device, dtype):
-            tokens = generate(model, prompt, args.max_new_tokens, args.temperature, args.top_k, generator)
-        print(
-            words.decode(tokens[0].tolist()) + ("\n---------------" if number + 1 < args.num_samples else ""),
-            flush=True,
+    dtype = torch.float32 if args.sparse else parallel.compute_dtype(config.dtype, world.device)
+    if args.sparse is not False and dtype == torch.float32 and world.device.type == "cpu":
+        make_sparse(model, rows=args.num_samples, always=bool(args.sparse))
+    elif args.sparse:
+        raise UserError(
+            f"--sparse: sparse weights are for CPUs, the device is {world.device}; leave it away or add --device=cpu"
         )
+    with parallel.autocast(world.device, dtype):
+        tokens = generate(
+            model, prompt.repeat(args.num_samples, 1), args.max_new_tokens, args.temperature, args.top_k, generator
+        )
+    print("\n---------------\n".join(words.decode(row) for row in tokens.tolist()), flush=True)
 
 
 def main(arguments):
@@ -65,6 +56,11 @@ def main(arguments):
     parser.add_argument("--top_k", type=int, default=200, help="draw among this many likeliest tokens; 0: among all")
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--sparse",
+        action=argparse.BooleanOptionalAction,
+        help="read the non-zero weights alone, on a CPU; by default in the layers where that is measured to be faster",
+    )
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
         sample(args)
