@@ -21,10 +21,13 @@ from gpt2.config import help_text, load_config
 from gpt2.data import TrainingBatches, Windows
 from gpt2.errors import UserError, one_line_errors
 from gpt2.evaluate import evaluate
+from gpt2.faults import point
+from gpt2.lock import only_run_in
 from gpt2.log import Log, Stopwatch
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.shards import find_shards, read_meta
+from gpt2.stops import Stopped, Stops
 from gpt2.writer import Writer
 from pruning import NotFiniteError, Pruner
 from pruning.allocation import ALLOCATIONS
@@ -117,10 +120,17 @@ def restore(path, manifest, model, optimizer, spam, pruner):
     return manifest["step"]
 
 
-def train(config, writer, change=None):
+def train(config, change=None):
     """A run from start to end. change: what an experiment does to (model, optimizer, pruner); returns the pruner to use."""
+    stops, writer = Stops(config.max_hours, config.checkpoint_minutes), Writer(config.out_dir, config.keep_checkpoints)
+    with only_run_in(config.out_dir), stops, writer:
+        run(config, change, stops, writer)
+
+
+def run(config, change, stops, writer):
     # The world, the data, and the run that out_dir may hold.
     world = parallel.start(config.device)
+    stops.join(world)
     config, training, validation = parallel.agree(world, open_data, config)
     data = training.description()
     found = parallel.on_main(world, checkpoint.find_run, config, data)
@@ -154,18 +164,27 @@ def train(config, writer, change=None):
         Stopwatch(world.device),
         time.perf_counter(),
     )
+    looking = stops.checked if world.size == 1 else iter  # ranks may have evaluations of different lengths
+    measure = lambda: evaluate(compiled, validation, config, world, dtype, looking)
+    done = start
+    if found and found[1]["val_loss"] is None and (start % config.eval_interval == 0 or start == config.max_iters):
+        val_loss = measure()  # the run was stopped in this evaluation
+        log.write(start, dict(val_loss=val_loss))
     for step in range(start + 1, config.max_iters + 1):
         set_learning_rate(optimizer, step, config)
         loss_sum.zero_()
-        for micro_step in range(micro_steps):
-            number, inputs, targets = next(batches)
-            if config.dropout:
-                torch.manual_seed(dropout_seed(config, step, number))
-            with parallel.averaging(fast, on=micro_step == micro_steps - 1):
-                with parallel.autocast(world.device, dtype):
-                    _, loss = fast(inputs, targets, False)  # the loss alone, without its logits
-                (loss / micro_steps).backward()
-            loss_sum += loss.detach()
+        try:
+            for micro_step in stops.checked(range(micro_steps)):
+                number, inputs, targets = next(batches)
+                if config.dropout:
+                    torch.manual_seed(dropout_seed(config, step, number))
+                with parallel.averaging(fast, on=micro_step == micro_steps - 1):
+                    with parallel.autocast(world.device, dtype):
+                        _, loss = fast(inputs, targets, False)  # the loss alone, without its logits
+                    (loss / micro_steps).backward()
+                loss_sum += loss.detach()
+        except Stopped:
+            break  # the step under way is left undone: it has changed no weight
         if pruner:
             with pruning_time:
                 pruner.mask_gradients()
@@ -173,16 +192,19 @@ def train(config, writer, change=None):
         if spam:
             spam.before_step(grad_norm)
         optimizer.step()
+        point("in_update")
         optimizer.zero_grad(set_to_none=True)
         if pruner:
             with pruning_time:
                 pruner.step()
+        done = step
         steps_logged += 1
         log.advance()
 
         # Look, now and then: only here does the host wait for the device.
         last = step == config.max_iters
         logging, saving = step % config.log_interval == 0 or last, step % config.checkpoint_interval == 0 or last
+        saving |= stops.save_due
         evaluating = step % config.eval_interval == 0 or last
         if not (logging or saving or evaluating):
             continue
@@ -194,7 +216,7 @@ def train(config, writer, change=None):
             )
         seconds = (time.perf_counter() - clock) / steps_logged
         prune_ms = 1000 * pruning_time.read() / steps_logged if pruner else None
-        val_loss = evaluate(compiled, validation, config, world, dtype) if evaluating else None
+        val_loss = measure() if evaluating else None
         log.write(
             step,
             dict(
@@ -212,8 +234,17 @@ def train(config, writer, change=None):
         )
         if saving:
             save(writer, config, step, val_loss, model, optimizer, spam, pruner, data)
+            stops.saved()
         steps_logged, clock = 0, time.perf_counter()
+        if stops.asked:
+            break
 
+    if stops.asked:
+        if done not in (start, writer.step):
+            save(writer, config, done, None, model, optimizer, spam, pruner, data)
+        writer.finish()
+        log.close()
+        return log.say(stops.message(done, start, config.max_iters))
     writer.finish()
     picture = log.finish()
     if world.is_main:
@@ -240,9 +271,7 @@ def main(arguments):
             "schedule": tuple(SCHEDULES),
             "allocation": tuple(ALLOCATIONS),
         }
-        config = load_config(arguments, names)
-        with Writer(config.out_dir, config.keep_checkpoints) as writer:
-            train(config, writer)
+        train(load_config(arguments, names))
         parallel.stop()
 
 

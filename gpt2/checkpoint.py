@@ -223,7 +223,7 @@ def find_run(config, data):
             )
         return None
     path, manifest = found
-    if manifest["step"] >= config.max_iters:
+    if manifest["step"] >= config.max_iters and manifest["val_loss"] is not None:
         raise UserError(
             f"the run in {out_dir} is finished ({manifest['step']} of {config.max_iters} steps); {elsewhere}, "
             "or train on with --init_from=resume and a larger --max_iters"

@@ -90,6 +90,10 @@ class Config:
     log_interval: int = option(10, "steps between lines of log", at_least=1)
     checkpoint_interval: int = option(1000, "steps between checkpoints; one is always written at the end", at_least=1)
     keep_checkpoints: int = option(2, "newest checkpoints kept, beside the one with the lowest val_loss", at_least=1)
+    checkpoint_minutes: float = option(
+        30.0, "minutes after which a checkpoint is due whatever the step; 0: by steps alone", at_least=0.0
+    )
+    max_hours: float = option(0.0, "hours after which this start of the run saves and stops; 0: no limit", at_least=0.0)
     wandb_log: bool = option(False, "log to Weights & Biases too")
     wandb_project: str = option("adamwprune", "its project")
     wandb_run_name: str = option("", "its run's name; empty: the name of out_dir")
@@ -122,6 +126,8 @@ MAY_CHANGE = {
     "log_interval",
     "checkpoint_interval",
     "keep_checkpoints",
+    "checkpoint_minutes",
+    "max_hours",
     "wandb_log",
     "wandb_project",
     "wandb_run_name",

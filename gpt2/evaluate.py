@@ -9,21 +9,31 @@ from gpt2 import checkpoint, parallel
 from gpt2.config import Config, checked
 from gpt2.data import Windows, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.faults import point
 from gpt2.model import GPT, GPTConfig
 from gpt2.shards import find_shards
+from gpt2.stops import Stopped
 
 
 @torch.no_grad()
-def evaluate(model, windows, config, world, dtype):
-    """Mean loss (nats a token) over the evaluation's fixed batches, shared out over the ranks. Draws nothing random."""
+def evaluate(model, windows, config, world, dtype, checked=iter):
+    """Mean loss (nats a token) over the evaluation's fixed batches, shared out over the ranks. Draws nothing random.
+
+    checked: Stops.checked, which goes through the batches and may stop in between; then there is no loss, but None.
+    """
     model.eval()
     total = torch.zeros(2, device=world.device)
-    for inputs, targets in evaluation_batches(windows, config, world):
-        with parallel.autocast(world.device, dtype):
-            _, loss = model(inputs, targets, False)
-        total[0] += loss * len(inputs)
-        total[1] += len(inputs)
-    model.train()
+    try:
+        for inputs, targets in checked(evaluation_batches(windows, config, world)):
+            point("in_evaluation")
+            with parallel.autocast(world.device, dtype):
+                _, loss = model(inputs, targets, False)
+            total[0] += loss * len(inputs)
+            total[1] += len(inputs)
+    except Stopped:
+        return None
+    finally:
+        model.train()
     loss, sequences = parallel.all_reduce_sum(total).tolist()
     return loss / sequences
 

@@ -58,15 +58,17 @@ class Log:
             self.wandb.log(line, step=step)
         self.bar.write("  ".join(f"{label} {form.format(line[name])}" for name, label, form in COLUMNS if name in line))
 
+    def close(self):
+        if self.active:
+            self.bar.close()
+            self.metrics.close()
+            if self.wandb:
+                self.wandb.finish()
+
     def finish(self):
         """Close everything; draws OUT_DIR/training.png and returns its path, or None where this is not the main rank."""
-        if not self.active:
-            return None
-        self.bar.close()
-        self.metrics.close()
-        if self.wandb:
-            self.wandb.finish()
-        return draw(Path(self.metrics.name).parent)
+        self.close()
+        return draw(Path(self.metrics.name).parent) if self.active else None
 
 
 COLUMNS = (

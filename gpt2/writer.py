@@ -22,6 +22,7 @@ import torch
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
+from gpt2.faults import point
 from gpt2.files import sync, write_json
 
 CHUNK = 8 << 20  # bytes hashed and written at a time
@@ -65,10 +66,13 @@ def write_safetensors(path, tensors):
         for piece in (safetensors_header(tensors), *(bytes_of(tensor) for _, tensor in ordered(tensors))):
             for first in range(0, len(piece), CHUNK):
                 chunk = piece[first : first + CHUNK]
+                point("in_write")
                 digest.update(chunk)
                 size += file.write(chunk)
         file.flush()
+        point("before_fsync")
         os.fsync(file.fileno())
+        point("after_fsync")
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -117,7 +121,7 @@ class Writer:
         self.folder, self.keep = Path(out_dir) / "checkpoints", keep
         self.is_main = int(os.environ.get("RANK", 0)) == 0
         self.snapshot, self.thread = Snapshot(), None
-        self.saved = self.failure = self.bug = None  # the newest step on the disk; why a later one is not
+        self.step = self.failure = self.bug = None  # the last step given to `save`; why it is not on the disk
 
     def __enter__(self):
         return self
@@ -133,12 +137,15 @@ class Writer:
         files: file -> {name: tensor}, tensors on any device, sharded or not; facts: what else the manifest holds.
         """
         self.wait()
+        self.step = step
         if not self.is_main:
             for tensors in files.values():
                 for _, tensor in ordered(tensors):
                     whole(tensor.detach())
             return
+        point("before_snapshot")
         self.snapshot.take(files)
+        point("after_snapshot")
         self.thread = threading.Thread(target=self.write, args=(step, facts), name="checkpoint writer")
         self.thread.start()
 
@@ -163,7 +170,7 @@ class Writer:
         try:
             self.snapshot.wait()
             self.write_folder(step, facts)
-            self.saved, self.failure = step, None
+            self.failure = None
             self.delete_outdated()
         except OSError as error:
             self.failure = f"the checkpoint of step {step} could not be written: {error}"
@@ -179,17 +186,22 @@ class Writer:
         self.check_space()
         try:
             beside.mkdir()
+            point("before_write")
             files = {name: write_safetensors(beside / name, tensors) for name, tensors in self.snapshot.files.items()}
             versions = {"torch": torch.__version__, "python": platform.python_version()}
             manifest = {"format": checkpoint.FORMAT, "step": step, **facts, "versions": versions, "files": files}
+            point("before_manifest")
             write_json(beside / "manifest.json", manifest | {"checksum": checkpoint.checksum(manifest)})
             if final.exists():
                 checkpoint.set_aside(final)
+            point("before_rename")
             beside.rename(final)
+            point("after_rename")
         except OSError:
             shutil.rmtree(beside, ignore_errors=True)
             raise
         sync(self.folder)
+        point("after_sync")
 
     def check_space(self):
         """OSError (ENOSPC) where the disk has less room than the checkpoint takes: a part would only be in the way."""
@@ -201,6 +213,7 @@ class Writer:
 
     def delete_outdated(self):
         for path in checkpoint.outdated(self.folder, self.keep):
+            point("before_delete")
             try:
                 shutil.rmtree(path)
             except OSError as error:

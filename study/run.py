@@ -29,7 +29,6 @@ from gpt2.data import TrainingBatches, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
 from gpt2.log import read_metrics
-from gpt2.writer import Writer
 from pruning.layers import find_layers, is_prunable
 from study import data
 from study.arms import ARMS
@@ -70,8 +69,7 @@ def run_one(plan, arm, seed, args):
         facts = facts_before(config)
         start = time.perf_counter()
         if finished_step(config) < config.max_iters:
-            with Writer(config.out_dir, config.keep_checkpoints) as writer:
-                train_gpt2.train(config, writer, change and (lambda *run: ARMS[change[0]](*run, config, **change[1])))
+            train_gpt2.train(config, change and (lambda *run: ARMS[change[0]](*run, config, **change[1])))
         if finished_step(config) < config.max_iters:
             return  # stopped on request: the next call goes on
         result = {

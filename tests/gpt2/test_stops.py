@@ -1,0 +1,110 @@
+"""A run that is asked to stop saves and ends with 0, and the same command ends where an undisturbed run would have."""
+
+import shutil
+
+import pytest
+
+from tests.conftest import PRUNED, SMALL, files_of, metrics_of
+from tests.zygote import Zygote
+
+RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with Zygote() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(zygote, data_dir, tmp_path_factory):
+    """Number of ranks -> the files of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("stops")
+    for ranks in (1, 2):
+        done = zygote.run(*RUN, f"--data_dir={data_dir}", f"--out_dir={folder / str(ranks)}", ranks=ranks)
+        assert done.codes == [0] * ranks
+    return {ranks: files_of(folder / str(ranks), 30) for ranks in (1, 2)}
+
+
+def stopped_and_continued(zygote, data_dir, out_dir, fault, **options):
+    """The step after which a run stopped at that fault; then it is continued to its end."""
+    arguments = [*RUN, "--checkpoint_interval=20", f"--data_dir={data_dir}", f"--out_dir={out_dir}"]
+    done = zygote.run(*arguments, fault=fault, **options)
+    ranks = options.get("ranks", 1)
+    assert done.codes == [0] * ranks and "the same command continues" in done.output, done
+    assert "Traceback" not in done.output
+    steps = sorted((out_dir / "checkpoints").glob("step-*"))
+    assert zygote.run(*arguments, **options).codes == [0] * ranks
+    return int(steps[-1].name[5:]) if steps else 0
+
+
+@pytest.mark.parametrize(
+    "fault, step",
+    [
+        ("in_micro_step:1:SIGTERM", 0),
+        ("in_micro_step:35:SIGTERM", 8),
+        ("in_update:9:SIGINT", 9),
+        ("in_evaluation:5:SIGUSR1", 20),
+        ("in_evaluation:8:SIGTERM", 30),
+        ("before_fsync:1:SIGTERM", 20),
+    ],
+)
+def test_a_signal_costs_the_step_under_way(fault, step, zygote, undisturbed, data_dir, tmp_path):
+    left = stopped_and_continued(zygote, data_dir, tmp_path / "run", fault)
+    assert left == step or "fsync" in fault and left >= step
+    assert files_of(tmp_path / "run", 30) == undisturbed[1]
+    lines = metrics_of(tmp_path / "run")
+    assert sorted({line["step"] for line in lines}) == list(range(1, 31))
+    assert sorted({line["step"] for line in lines if "val_loss" in line}) == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["in_micro_step:1:SIGTERM:0", "in_micro_step:40:SIGTERM:1", "in_update:9:SIGINT:1", "after_rename:1:SIGUSR1:0"],
+)
+def test_two_ranks_agree_on_the_step_when_one_is_asked(fault, zygote, undisturbed, data_dir, tmp_path):
+    stopped_and_continued(zygote, data_dir, tmp_path / "run", fault, ranks=2)
+    assert files_of(tmp_path / "run", 30) == undisturbed[2]
+
+
+def test_a_second_interrupt_leaves_at_once(zygote, data_dir, tmp_path):
+    arguments = [*SMALL, "--max_iters=100_000", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
+    done = zygote.run(*arguments, fault="after_snapshot:1:SIGINT,before_fsync:1:SIGINT")
+    assert done.codes == [130] and "left at once" in done.output
+
+
+def test_max_hours_stops_and_the_same_command_goes_on(zygote, data_dir, tmp_path):
+    arguments = [*SMALL, "--max_iters=100_000", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
+    first, second = (zygote.run(*arguments, "--log_interval=100", "--max_hours=1e-4") for _ in range(2))
+    assert first.codes == second.codes == [0] and "max_hours=0.0001" in first.output
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert int(newest.name[5:]) > 1 and "continued from" in second.output
+
+
+def test_checkpoints_by_the_clock(zygote, data_dir, tmp_path):
+    arguments = [
+        *SMALL,
+        "--checkpoint_interval=1000",
+        "--log_interval=1000",
+        "--eval_interval=1000",
+        "--checkpoint_minutes=1e-7",
+    ]
+    for ranks in (1, 2):
+        out_dir = tmp_path / str(ranks)
+        assert (
+            zygote.run(*arguments, f"--data_dir={data_dir}", f"--out_dir={out_dir}", ranks=ranks).codes == [0] * ranks
+        )
+        assert len(list((out_dir / "checkpoints").glob("step-*"))) == 2
+
+
+def test_two_runs_do_not_share_an_out_dir(zygote, data_dir, tmp_path):
+    from gpt2.lock import only_run_in
+
+    arguments = [*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
+    with only_run_in(tmp_path / "run"):
+        lines = zygote.run(*arguments).refused()
+        assert len(lines) == 1 and "another process is training there" in lines[0]
+    assert not (tmp_path / "run").exists(), "an empty folder is not left behind"
+    assert zygote.run(*arguments, fault="in_update:3:SIGKILL").codes == [-9]
+    assert zygote.run(*arguments).codes == [0], "a dead process holds no lock"
+    shutil.rmtree(tmp_path / "run")
