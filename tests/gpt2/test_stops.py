@@ -1,9 +1,11 @@
 """A run that is asked to stop saves and ends with 0, and the same command ends where an undisturbed run would have."""
 
-import shutil
+import time
 
 import pytest
 
+from gpt2.lock import only_run_in
+from gpt2.stops import Stopped, Stops
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
 from tests.zygote import Zygote
 
@@ -73,12 +75,20 @@ def test_a_second_interrupt_leaves_at_once(zygote, data_dir, tmp_path):
     assert done.codes == [130] and "left at once" in done.output
 
 
-def test_max_hours_stops_and_the_same_command_goes_on(zygote, data_dir, tmp_path):
-    arguments = [*SMALL, "--max_iters=100_000", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
-    first, second = (zygote.run(*arguments, "--log_interval=100", "--max_hours=1e-4") for _ in range(2))
-    assert first.codes == second.codes == [0] and "max_hours=0.0001" in first.output
-    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
-    assert int(newest.name[5:]) > 1 and "continued from" in second.output
+def test_max_hours_stops_the_run_and_a_clock_that_is_set_does_not(monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stops, seen = Stops(max_hours=2), []
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert list(stops.checked([1])) == [1]
+    now += 7201
+    with pytest.raises(Stopped):
+        seen += stops.checked([1])
+    assert (
+        stops.asked
+        and not seen
+        and "after step 5 of 9 (max_hours=2); the same command continues" in stops.message(5, 0, 9)
+    )
 
 
 def test_checkpoints_by_the_clock(zygote, data_dir, tmp_path):
@@ -98,8 +108,6 @@ def test_checkpoints_by_the_clock(zygote, data_dir, tmp_path):
 
 
 def test_two_runs_do_not_share_an_out_dir(zygote, data_dir, tmp_path):
-    from gpt2.lock import only_run_in
-
     arguments = [*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
     with only_run_in(tmp_path / "run"):
         lines = zygote.run(*arguments).refused()
@@ -107,4 +115,3 @@ def test_two_runs_do_not_share_an_out_dir(zygote, data_dir, tmp_path):
     assert not (tmp_path / "run").exists(), "an empty folder is not left behind"
     assert zygote.run(*arguments, fault="in_update:3:SIGKILL").codes == [-9]
     assert zygote.run(*arguments).codes == [0], "a dead process holds no lock"
-    shutil.rmtree(tmp_path / "run")
