@@ -1,17 +1,24 @@
-"""Loss of a checkpoint on its validation shards: python -m gpt2.evaluate OUT_DIR"""
+"""Loss, perplexity, bits per byte, HellaSwag and other tasks of a model: python -m gpt2.evaluate OUT_DIR
 
-import math
+OUT_DIR is a run (its newest checkpoint), one checkpoint, an exported folder or a Hugging Face GPT-2 folder. What was
+measured is printed and kept in evaluation.json beside the weights, where parts measured before stay. Runs under
+torchrun too.
+"""
+
+import json
 import sys
+from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from gpt2 import checkpoint, parallel
-from gpt2.config import Config, checked
-from gpt2.data import Windows, evaluation_batches
+from gpt2 import hellaswag, load, parallel, perplexity
+from gpt2.data import evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.faults import point
-from gpt2.model import GPT, GPTConfig
-from gpt2.shards import find_shards
+from gpt2.files import write_json
+from gpt2.hf_tokenizer import token_bytes
+from gpt2.shards import find_shards, read_meta
 from gpt2.stops import Stopped
 
 
@@ -38,40 +45,162 @@ def evaluate(model, windows, config, world, dtype, checked=iter):
     return loss / sequences
 
 
-def load_run(path, device):
-    """(config, model) of a checkpoint's folder or of the newest checkpoint in a run's; the model in eval mode on `device`."""
-    path, manifest = checkpoint.at(path)
-    problems = []
-    config = Config(**checked(manifest["config"], f"{path}/manifest.json: ", problems))
-    if problems:
-        raise UserError("\n".join(problems))
-    model = GPT(
-        GPTConfig(config.block_size, config.vocab_size, config.n_layer, config.n_head, config.n_embd, bias=config.bias)
-    )
-    checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
-    return config, model.to(device).eval()
+def measure_validation(args, found, model, world, dtype):
+    """{"validation": ...} of the validation shards, or {"strided": ...} with --stride."""
+    data_dir = args.data_dir or found.config.data_dir
+    data_format = args.data_format or (found.config.data_format if found.config else "shards")
+    shards, sizes = find_shards(data_dir, "val", data_format), found.sizes
+    stride = args.stride or sizes.block_size
+    if not 1 <= stride <= sizes.block_size:
+        raise UserError(f"--stride {stride}: expected 1 to the model's context of {sizes.block_size} tokens")
+    windows, numbers = perplexity.chosen(shards, sizes.block_size, stride, sizes.vocab_size, args.tokens)
+    with progress(len(numbers), "windows", world) as bar:
+        facts = perplexity.measure(
+            model,
+            windows,
+            numbers,
+            bytes_of_data(found, data_dir),
+            world,
+            dtype,
+            lambda rows: bar.update(rows * world.size),
+        )
+    return {"strided" if args.stride else "validation": facts | {"data_dir": str(data_dir)}}
+
+
+def bytes_of_data(found, data_dir):
+    """Bytes of each token of the data, or None where neither data nor model say which tokenizer made them. UserError
+    where they differ."""
+    described = [read_meta(data_dir).get("tokenizer"), (found.origin.get("tokenizer") or {}).get("tokenizer")]
+    if None not in described and described[0] != described[1]:
+        raise UserError(f"{data_dir}: its tokens are of the tokenizer {described[0]}, the model's of {described[1]}")
+    try:
+        return token_bytes(load.tokenizer_of(found, data_dir))
+    except UserError:
+        return None
+
+
+def progress(total, unit, world):
+    return tqdm(total=total, unit=f" {unit}", disable=None if world.is_main else True, leave=False, dynamic_ncols=True)
+
+
+def measure_hellaswag(args, found, model, world, dtype):
+    items, words = hellaswag.read_items(args.hellaswag), load.tokenizer_of(found, args.data_dir)
+    with progress(len(items), "items", world) as bar:
+        facts = hellaswag.evaluate(items, words, model, world, dtype, lambda items: bar.update(items * world.size))
+    return {"hellaswag": facts | {"source": str(args.hellaswag)}}
+
+
+def measure_tasks(args, found, model, world, dtype):
+    from gpt2.harness import run_tasks
+
+    return {"lm_eval": run_tasks(args.lm_eval, found, load.tokenizer_of(found, args.data_dir), world)}
+
+
+def measures_of(args, found):
+    """What the command is to measure. Without data, HellaSwag and tasks alone. UserError where nothing is left."""
+    data_dir = args.data_dir or (found.config.data_dir if found.config else None)
+    measures = [
+        measure for measure, wanted in ((measure_hellaswag, args.hellaswag), (measure_tasks, args.lm_eval)) if wanted
+    ]
+    if args.data_dir or args.tokens or args.stride or not measures or (data_dir and Path(data_dir).is_dir()):
+        if data_dir is None:
+            raise UserError(
+                f"{args.source}: does not say on which data it was trained: give a folder of shards with --data_dir"
+            )
+        measures.insert(0, measure_validation)
+    return measures
+
+
+def keep(folder, results, facts):
+    """Write evaluation.json into `folder`; parts that were not measured this time stay as they were."""
+    path = folder / "evaluation.json"
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = {}
+    try:
+        write_json(path, before | facts | results)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None
+    return path
+
+
+def text_of(results):
+    """The results as lines: number ± standard error."""
+    lines = []
+    for part, facts in results.items():
+        for task, numbers in facts.items() if part == "lm_eval" else [(part, facts)]:
+            words = [
+                f"{name} {number(value, numbers.get(f'{name}_stderr'))}"
+                for name, value in numbers.items()
+                if shown(name, value)
+            ]
+            lines.append(f"{task}: " + "  ".join(words))
+    return "\n".join(lines)
+
+
+def shown(name, value):
+    return not name.endswith("_stderr") and isinstance(value, (int, float))
+
+
+def number(value, error):
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    return text + (f" ± {error:.4f}" if isinstance(error, float) else "")
 
 
 def main(arguments):
     parser = Parser(prog="python -m gpt2.evaluate", description=__doc__.partition(":")[0])
-    parser.add_argument("out_dir", help="folder of a run (its newest checkpoint) or of one checkpoint")
+    parser.add_argument(
+        "source", metavar="OUT_DIR", help="a run, a checkpoint, an exported folder, or a Hugging Face GPT-2 folder"
+    )
     parser.add_argument("--data_dir", help="folder of the token shards (default: the run's)")
+    parser.add_argument("--data_format", choices=("shards", "raw"), help="as in training (default: the run's)")
+    parser.add_argument(
+        "--tokens", type=positive, help="predict about this many tokens only (default: all of the validation shards)"
+    )
+    parser.add_argument(
+        "--stride",
+        type=positive,
+        help="move the window by this many tokens, fewer than the context: more context a token",
+    )
+    parser.add_argument(
+        "--hellaswag", nargs="?", const=hellaswag.DATASET, metavar="FILE",
+        help="score HellaSwag: a jsonl file, or a dataset's name or folder (default: " + hellaswag.DATASET + ")",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lm_eval", metavar="TASKS", help="tasks of lm-evaluation-harness, or YAML files of one's own, by commas"
+    )
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16"), help="of the computation (default: the run's, or auto)"
+    )
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
         world = parallel.start(args.device)
-        config, model = load_run(args.out_dir, world.device)
-        validation = Windows(
-            find_shards(args.data_dir or config.data_dir, "val", config.data_format),
-            config.block_size,
-            config.vocab_size,
-        )
-        loss = evaluate(model, validation, config, world, parallel.compute_dtype(config.dtype, world.device))
+        found = load.find(args.source)
+        measures, model = measures_of(args, found), load.build(found, world.device)
+        dtype = args.dtype or (found.config.dtype if found.config else "auto")
+        dtype = parallel.compute_dtype(dtype, world.device)
+        results = {}
+        for measure in measures:
+            results |= measure(args, found, model, world, dtype)
         if world.is_main:
-            print(
-                f"val_loss {loss:.4f}  perplexity {math.exp(loss):.3f}  sequences {min(len(validation), config.eval_iters * config.batch_size)}"
-            )
+            facts = {
+                "step": found.origin.get("step"),
+                "device": world.device.type,
+                "dtype": str(dtype)[6:],
+                "torch": torch.__version__,
+            }
+            print(text_of(results))
+            print(f"kept in {keep(found.folder, results, facts)}")
         parallel.stop()
+
+
+def positive(text):
+    value = int(text.replace("_", ""))
+    if value < 1:
+        raise ValueError
+    return value
 
 
 if __name__ == "__main__":

@@ -189,6 +189,11 @@ def attempt(function, *arguments):
         return None, str(error)
 
 
+def sum_over_ranks(tensor, world):
+    """The sum over all ranks of a tensor on the CPU, on the CPU; float64 keeps its precision where a device has it."""
+    return tensor if world.size == 1 else all_reduce_sum(tensor.to(world.device)).cpu()
+
+
 PEAK_FLOPS = {  # dense bfloat16 FLOP/s of the makers' data sheets, by words of torch's name of the device; first match
     "GB300": 2500e12,
     "GB200": 2500e12,

@@ -1,0 +1,189 @@
+"""A checkpoint as files for other programs: python -m gpt2.export OUT_DIR --format hf --to DIR
+
+--format hf writes what transformers loads: config.json, generation_config.json, model.safetensors, the tokenizer's
+files and a model card. --format bitmask writes one bit a weight and the values that are not zero (docs/bitmask.md).
+Tensors are read, turned and written one at a time, so that memory stays at a few times the largest. The folder is whole
+or not there.
+"""
+
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from gpt2 import bitmask, hf_tokenizer, hugging_face, load
+from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.files import sync, write_atomically, write_json
+from gpt2.model import GPT
+from gpt2.model_card import model_card
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
+
+
+def write_safetensors(path, entries, metadata):
+    """Write a safetensors file, one tensor at a time; entries: (name, dtype, shape, function that gives the tensor).
+
+    Larger element sizes come first, so that every tensor starts at a multiple of its own.
+    """
+    entries = sorted(entries, key=lambda entry: (-entry[1].itemsize, entry[0]))
+    header, end = {"__metadata__": metadata}, 0
+    for name, dtype, shape, _ in entries:
+        begin, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, dtype, shape, read in entries:
+            tensor = read()
+            if tensor.dtype != dtype or list(tensor.shape) != list(shape):
+                raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)}, announced as {dtype} {list(shape)}")
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def shapes_of(sizes):
+    """name -> shape of the parameters of a GPT of these sizes."""
+    with torch.device("meta"):
+        return {name: tuple(parameter.shape) for name, parameter in GPT(sizes).tensors().items()}
+
+
+def hugging_face_entries(found, dtype):
+    """The entries of transformers' model.safetensors: its orientation, and biases of zeros where our model has none."""
+    entries = []
+    for name, shape in shapes_of(found.sizes).items():
+        turned = name.endswith(hugging_face.TRANSPOSED)
+        entries.append((name, dtype, shape[::-1] if turned else shape, converted(found, name, dtype, turned)))
+        bias, width = name.replace(".weight", ".bias"), shape[0]
+        if not found.sizes.bias and ".wte." not in name and ".wpe." not in name:
+            entries.append((bias, dtype, (width,), lambda width=width: torch.zeros(width, dtype=dtype)))
+    return entries
+
+
+def converted(found, name, dtype, turned):
+    def read():
+        tensor = load.read(found, name).to(dtype)
+        return tensor.t() if turned else tensor
+
+    return read
+
+
+def write_hugging_face(found, folder, words, dtype):
+    """Write everything that transformers needs of `found` into `folder`."""
+    write_json(folder / "config.json", hugging_face.config_of(found.sizes, words.end_of_text, dtype))
+    ends = {"bos_token_id": words.end_of_text, "eos_token_id": words.end_of_text, "pad_token_id": words.end_of_text}
+    write_json(folder / "generation_config.json", ends)
+    hf_tokenizer.write(folder, words, found.sizes.block_size)
+    write_safetensors(folder / hugging_face.WEIGHTS, hugging_face_entries(found, DTYPES[dtype]), {"format": "pt"})
+
+
+def bitmask_entries(found, dtype, shapes):
+    """(entries, shapes of the packed tensors): each tensor packed where that is smaller, as it is elsewhere.
+
+    What counts as a value is any element whose bits are not all zero, so that -0.0 comes back as it was.
+    """
+    entries, packed = [], {}
+    for name, shape in shapes.items():
+        read = converted(found, name, dtype, turned=False)
+        size, count = math.prod(shape), int(bits_set(read()).sum())
+        if count * dtype.itemsize + -(-size // 8) >= size * dtype.itemsize:
+            entries.append((name, dtype, shape, read))
+            continue
+        packed[name] = list(shape)
+        entries.append((name + bitmask.MASK, torch.uint8, (-(-size // 8),), lambda read=read: pack(bits_set(read()))))
+        entries.append((name + bitmask.VALUES, dtype, (count,), lambda read=read: values_of(read())))
+    return entries, packed
+
+
+def bits_set(tensor):
+    """bool, flat: where the bits of an element are not all zero."""
+    return tensor.contiguous().flatten().view(torch.int32 if tensor.element_size() == 4 else torch.int16) != 0
+
+
+def values_of(tensor):
+    return tensor.flatten()[bits_set(tensor)]
+
+
+def pack(bits):
+    """uint8: bit b of byte i, the lowest first, is place 8i + b of `bits`; the last byte is filled up with zeros."""
+    padded = torch.nn.functional.pad(bits, (0, -len(bits) % 8)).view(-1, 8).to(torch.uint8)
+    return (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def write_bitmask(found, folder, words, dtype):
+    entries, packed = bitmask_entries(found, DTYPES[dtype], shapes_of(found.sizes))
+    metadata = {"format": "bitmask-1", "shapes": json.dumps(packed)}
+    write_safetensors(folder / bitmask.FILE, entries, metadata)
+
+
+WRITERS = {"hf": write_hugging_face, "bitmask": write_bitmask}
+
+
+def export(source, form, to, dtype, licence):
+    """Write the folder `to`; returns it. UserError where it is there already, cannot be written, or the source cannot
+    be read."""
+    found, to = load.find(source), Path(to)
+    words = load.tokenizer_of(found)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"--to {to}: is there already; remove it or name another folder")
+    beside = to.absolute().with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        beside.mkdir(parents=True)
+        WRITERS[form](found, beside, words, dtype)
+        write_json(beside / load.ORIGIN, load.origin_of(found, words))
+        write_atomically(beside / "README.md", model_card(found, words, form, dtype, licence, to.name).encode())
+        if to.exists():
+            to.rmdir()
+        beside.rename(to)
+        sync(to.absolute().parent)
+    except OSError as error:
+        raise UserError(f"--to {to}: cannot be written: {error}; nothing is left behind") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return to
+
+
+def push(folder, name):
+    """Upload the folder as the model USER/NAME of the Hugging Face hub, made where it is not there. Returns its
+    address."""
+    import huggingface_hub
+
+    try:
+        api = huggingface_hub.HfApi()
+        address = api.create_repo(name, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=name, commit_message="Weights, tokenizer and card")
+    except Exception as error:  # its kinds change with its HTTP library
+        raise UserError(
+            f"--push {name}: {str(error).splitlines()[0]}; the export in {folder} is whole: "
+            f"hf auth login, then hf upload {name} {folder}"
+        ) from None
+    return address
+
+
+def main(arguments):
+    parser = Parser(prog="python -m gpt2.export", description=__doc__.partition(":")[0])
+    parser.add_argument(
+        "source", metavar="OUT_DIR", help="folder of a run (its newest checkpoint), of one checkpoint, or an export"
+    )
+    parser.add_argument("--format", choices=tuple(WRITERS), default="hf")
+    parser.add_argument("--to", required=True, help="folder to write; must not be there")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the weights; zeros stay zeros")
+    parser.add_argument("--license", default="mit", help="for the model card, as the hub names licences")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face hub")
+    with one_line_errors(parser.prog):
+        args = parser.parse_args(arguments)
+        folder = export(args.source, args.format, args.to, args.dtype, args.license)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"{folder}: {size:,} bytes")
+        if args.push:
+            print(push(folder, args.push))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

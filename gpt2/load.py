@@ -1,0 +1,171 @@
+"""A model and its tokenizer from wherever they lie: a run, one of its checkpoints, an exported folder, or Hugging
+Face's.
+
+Weights are read tensor by tensor, when they are asked for; nothing that is read can run code.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from gpt2 import bitmask, checkpoint, hugging_face, tokenizer
+from gpt2.config import Config, checked
+from gpt2.errors import UserError
+from gpt2.model import GPT, GPTConfig
+from gpt2.shards import read_meta
+
+ORIGIN = "origin.json"  # in an exported folder: of which run it is, and its tokenizer
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weights that lie in `folder`, with what is known of them.
+
+    tensors: name -> function that reads the tensor, by the names and in the orientation of gpt2/model.py; config: of
+    the run that trained them, or None; origin: step, val_loss, data and tokenizer, as far as they are known.
+    """
+
+    folder: Path
+    kind: str  # checkpoint, hf or bitmask
+    sizes: GPTConfig
+    tensors: dict[str, Callable]
+    config: Config | None = None
+    origin: dict = field(default_factory=dict)
+
+
+def find(path):
+    """What lies at `path`, files checked as far as their kind allows. UserError where it is nothing that can be
+    read."""
+    path = Path(path)
+    if (path / bitmask.FILE).exists():
+        return find_bitmask(path)
+    if is_hugging_face(path):
+        sizes = hugging_face.sizes_of(path)
+        return Found(path, "hf", sizes, hugging_face.readers(path, sizes), **known(path))
+    folder, manifest = checkpoint.at(path)
+    config = run_config(manifest["config"], f"{folder}/manifest.json")
+    file = hugging_face.open_safetensors(folder / "model.safetensors")
+    tensors = {name: reader(file.get_tensor, name) for name in file.keys()}
+    return Found(folder, "checkpoint", sizes_in(config), tensors, config, manifest)
+
+
+def is_hugging_face(path):
+    try:
+        return "model_type" in json.loads((path / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def find_bitmask(path):
+    try:
+        file = bitmask.open_file(path)
+        tensors = {name: reader(lambda name: bitmask.read(file, name), name) for name in bitmask.names(file)}
+        facts = known(path)
+        sizes = GPTConfig(
+            **{f.name: json.loads((path / ORIGIN).read_text())["sizes"][f.name] for f in fields(GPTConfig)}
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as a bitmask export: {error}") from None
+    return Found(path, "bitmask", sizes, tensors, **facts)
+
+
+def reader(read, name):
+    return lambda: read(name)
+
+
+def known(path):
+    """What an exported folder says of its origin, as fields of Found; {} for folders of other tools."""
+    try:
+        origin = json.loads((path / ORIGIN).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / ORIGIN}: cannot be read as JSON: {error}") from None
+    config = origin.get("config")
+    return {"config": config and run_config(config, path / ORIGIN), "origin": origin}
+
+
+def run_config(values, where):
+    """The Config of a run from a manifest. Options that this version does not know are left out: they do not change the
+    model."""
+    problems = []
+    config = Config(**checked(values, f"{where}: ", problems))
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def sizes_in(config):
+    """The GPTConfig of a run's Config."""
+    return GPTConfig(**{f.name: getattr(config, f.name) for f in fields(GPTConfig)})
+
+
+def build(found, device):
+    """The GPT of what was found, in evaluation mode on `device`. UserError where names, shapes or bytes are not the
+    model's."""
+    with torch.device("meta"):
+        model = GPT(found.sizes)
+    model = model.to_empty(device=device)
+    model.lm_head.weight = model.transformer.wte.weight
+    parameters = model.tensors()
+    if parameters.keys() != found.tensors.keys():
+        odd = sorted(parameters.keys() ^ found.tensors.keys())[:4]
+        raise UserError(f"{found.folder}: holds other parameters than its config: {odd} are in one only")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            tensor = read(found, name)
+            if tensor.shape != parameter.shape:
+                raise UserError(
+                    f"{found.folder}: {name} is {list(tensor.shape)}, its config says {list(parameter.shape)}"
+                )
+            parameter.copy_(tensor)
+    return model.eval()
+
+
+def read(found, name):
+    """The tensor `name` of what was found; UserError where the file is damaged."""
+    try:
+        return found.tensors[name]()
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{found.folder}: {name} cannot be read: {error}") from None
+
+
+def tokenizer_of(found, data_dir=None):
+    """The Tokenizer of the model: as its folder says, else as the data's meta.json does. UserError where neither
+    knows."""
+    if found.kind == "hf" and not found.origin.get("tokenizer"):
+        path = found.folder / "tokenizer.json"
+        if not path.exists():
+            raise UserError(f"{found.folder}: holds no tokenizer.json, as save_pretrained of a tokenizer writes it")
+        try:
+            return tokenizer.load({"tokenizer": "bpe", "tokenizer_json": path.read_text()})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    described = found.origin.get("tokenizer") or read_meta(data_dir or (found.config and found.config.data_dir) or ".")
+    if not described:
+        raise UserError(
+            f"{found.folder}: does not say which tokenizer it was trained with; name the data with --data_dir"
+        )
+    words = tokenizer.load(described)
+    if words.vocab_size > found.sizes.vocab_size:
+        raise UserError(
+            f"{found.folder}: its tokenizer has {words.vocab_size} tokens, the model {found.sizes.vocab_size}; was the data prepared anew?"
+        )
+    return words
+
+
+def origin_of(found, words):
+    """What an export keeps of where its weights come from, as JSON."""
+    kept = {name: found.origin[name] for name in ("step", "val_loss", "data") if name in found.origin}
+    config = asdict(found.config) if found.config else None
+    return {"sizes": asdict(found.sizes), "tokenizer": words.describe(), "config": config, **kept}
+
+
+def load_run(path, device):
+    """(Found, model) of anything that `find` finds, the model in evaluation mode on `device`."""
+    found = find(path)
+    return found, build(found, device)

@@ -1,0 +1,146 @@
+"""The model card (README.md) of an exported model: what it was trained on, how it was pruned, what was measured, how to
+load it."""
+
+import json
+from dataclasses import asdict
+
+from gpt2 import bitmask, load
+from gpt2.config import Config
+
+MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+USE = {
+    "hf": """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+```""",
+    "bitmask": """`{file}` holds one bit a weight and the values that are not zero. gpt2/bitmask.py of AdamWPrune, which
+    needs torch and
+safetensors alone, reads it:
+
+```python
+from gpt2.bitmask import load
+
+tensors = load("{name}")  # name -> tensor
+```""",
+}
+
+
+def model_card(found, words, form, dtype, licence, name):
+    """The card as Markdown; numbers that are not known are left out."""
+    sparsity, rows = sparsity_table(found)
+    parameters = sum(size for _, size, _ in rows)
+    front = ["---", f"license: {licence}", "tags: [gpt2, pruning, sparsity]"]
+    if form == "hf":
+        front += ["library_name: transformers", "pipeline_tag: text-generation"]
+    sizes = asdict(found.sizes) | {"parameters": f"{parameters:,}", "tokenizer": words.name, "weights": dtype}
+    parts = [
+        "\n".join([*front, "---", "", f"# {name}"]),
+        introduction(found, sparsity),
+        "## Use\n\n" + USE[form].format(name=name, file=bitmask.FILE),
+        "## Model\n\n" + table(("", ""), [(key, str(value)) for key, value in sizes.items()]),
+        training(found),
+        evaluation(found),
+        "## Sparsity by layer\n\nShare of the weights that are exactly zero.\n\n" + layers(found, rows),
+        f"## Licence\n\n{licence}, for the weights. The text it was trained on has a licence of its own.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def introduction(found, sparsity):
+    how = f", pruned while it was trained by the criterion {found.config.criterion}" if pruned(found) else ""
+    return (
+        f"A GPT-2 in which {sparsity:.2%} of the attention and MLP weights are exactly zero{how}. Made with AdamWPrune."
+    )
+
+
+def pruned(found):
+    return found.config is not None and found.config.criterion != "none"
+
+
+def sparsity_table(found):
+    """(share of the prunable weights that are zero, [(name, size, zeros), ...] of every tensor, read one at a time)."""
+    rows = []
+    for name in found.tensors:
+        tensor = load.read(found, name)
+        rows.append((name, tensor.numel(), int((tensor == 0).sum())))
+    prunable = [(size, zeros) for name, size, zeros in rows if name.removesuffix(".weight").endswith(MATRICES)]
+    return sum(zeros for _, zeros in prunable) / sum(size for size, _ in prunable), rows
+
+
+def layers(found, rows):
+    shares = {name: zeros / size for name, size, zeros in rows}
+    lines = [
+        (str(layer), *(f"{shares[f'transformer.h.{layer}.{matrix}.weight']:.2%}" for matrix in MATRICES))
+        for layer in range(found.sizes.n_layer)
+    ]
+    return table(("block", *MATRICES), lines)
+
+
+def training(found):
+    """Data, steps and the command, of a run of ours."""
+    config = found.config
+    if config is None:
+        return ""
+    step = found.origin.get("step", config.max_iters)
+    facts = [
+        ("data", config.data_dir),
+        ("steps", f"{step:,} of {config.max_iters:,}"),
+        ("tokens seen", f"{step * config.tokens_per_step:,}"),
+        ("criterion", config.criterion),
+    ]
+    if pruned(found):
+        facts += [
+            (
+                "schedule",
+                f"{config.schedule}, steps {config.prune_begin} to {config.prune_end}, every {config.prune_interval}",
+            ),
+            ("allocation", config.allocation),
+            ("target sparsity", f"{config.target_sparsity:g}"),
+        ]
+    shards = [name for name, *_ in shard_rows(found.origin.get("data"))]
+    if shards:
+        facts.insert(1, ("shards", f"{len(shards)}: {shards[0]}" + (f" ... {shards[-1]}" if len(shards) > 1 else "")))
+    return "## Training\n\n" + table(("", ""), facts) + "\n\n```\n" + command(config) + "\n```"
+
+
+def shard_rows(data):
+    """[[name, ...], ...] of the training shards in a manifest's "data"."""
+    rows = data.get("shards", data.get("train", [])) if isinstance(data, dict) else data
+    return [row if isinstance(row, list) else [row] for row in rows or []]
+
+
+def command(config):
+    """The command that trains such a model: every option that is not the default, the machine's aside."""
+    defaults, machine = asdict(Config()), ("out_dir", "device", "wandb_log", "wandb_project", "wandb_run_name")
+    options = [
+        f"--{name}={value}" for name, value in asdict(config).items() if value != defaults[name] and name not in machine
+    ]
+    return " \\\n    ".join(["python train_gpt2.py", *options])
+
+
+def evaluation(found):
+    """What gpt2.evaluate measured on these weights, or at least the validation loss that the run itself saw."""
+    try:
+        measured = json.loads((found.folder / "evaluation.json").read_text())
+    except (OSError, ValueError):
+        measured = {}
+    rows = []
+    if found.origin.get("val_loss") is not None:
+        rows.append(("validation loss during training", f"{found.origin['val_loss']:.4f}"))
+    for part in ("validation", "strided", "hellaswag", *measured.get("lm_eval", {})):
+        facts = measured.get(part) or measured.get("lm_eval", {}).get(part, {})
+        for name, value in facts.items():
+            if isinstance(value, float) and not name.endswith("_stderr"):
+                error = facts.get(f"{name}_stderr")
+                rows.append(
+                    (f"{part}: {name}", f"{value:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else ""))
+                )
+    return "## Evaluation\n\n" + table(("", ""), rows) if rows else ""
+
+
+def table(head, rows):
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
