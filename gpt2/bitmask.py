@@ -1,8 +1,8 @@
-"""Sparse tensors in a safetensors file: one bit a weight and the values that are not zero. `load(path)` gives name ->
-tensor.
+"""Sparse tensors in a safetensors file: one bit a weight and the values that are not zero.
 
-The layout is described in docs/bitmask.md. This file needs torch and safetensors alone: copy it to where the model is
-used.
+    tensors = load(path)      # name -> dense tensor
+
+docs/bitmask.md has the layout. This file needs torch and safetensors alone: copy it to where the model is used.
 """
 
 import json

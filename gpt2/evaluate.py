@@ -177,10 +177,9 @@ def main(arguments):
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
         world = parallel.start(args.device)
-        found = load.find(args.source)
+        found = parallel.agree(world, load.find, args.source)
         measures, model = measures_of(args, found), load.build(found, world.device)
-        dtype = args.dtype or (found.config.dtype if found.config else "auto")
-        dtype = parallel.compute_dtype(dtype, world.device)
+        dtype = parallel.compute_dtype(args.dtype or found.dtype, world.device)
         results = {}
         for measure in measures:
             results |= measure(args, found, model, world, dtype)

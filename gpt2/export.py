@@ -20,30 +20,22 @@ from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import sync, write_atomically, write_json
 from gpt2.model import GPT
 from gpt2.model_card import model_card
+from gpt2.writer import bytes_of, ordered, safetensors_header
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 
 
-def write_safetensors(path, entries, metadata):
-    """Write a safetensors file, one tensor at a time; entries: (name, dtype, shape, function that gives the tensor).
-
-    Larger element sizes come first, so that every tensor starts at a multiple of its own.
-    """
-    entries = sorted(entries, key=lambda entry: (-entry[1].itemsize, entry[0]))
-    header, end = {"__metadata__": metadata}, 0
-    for name, dtype, shape, _ in entries:
-        begin, end = end, end + dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+def write_lazily(path, entries, metadata):
+    """Write a safetensors file, one tensor at a time; entries: (name, dtype, shape, function that gives the tensor)."""
+    announced = {name: torch.empty(shape, dtype=dtype, device="meta") for name, dtype, shape, _ in entries}
+    readers = {name: read for name, _, _, read in entries}
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, dtype, shape, read in entries:
-            tensor = read()
-            if tensor.dtype != dtype or list(tensor.shape) != list(shape):
-                raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)}, announced as {dtype} {list(shape)}")
-            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        file.write(safetensors_header(announced, metadata))
+        for name, expected in ordered(announced):
+            tensor = readers[name]()
+            if tensor.dtype != expected.dtype or tensor.shape != expected.shape:
+                raise ValueError(f"{name}: {tensor.dtype} {tensor.shape}, announced: {expected.dtype} {expected.shape}")
+            file.write(bytes_of(tensor))
         file.flush()
         os.fsync(file.fileno())
 
@@ -80,7 +72,7 @@ def write_hugging_face(found, folder, words, dtype):
     ends = {"bos_token_id": words.end_of_text, "eos_token_id": words.end_of_text, "pad_token_id": words.end_of_text}
     write_json(folder / "generation_config.json", ends)
     hf_tokenizer.write(folder, words, found.sizes.block_size)
-    write_safetensors(folder / hugging_face.WEIGHTS, hugging_face_entries(found, DTYPES[dtype]), {"format": "pt"})
+    write_lazily(folder / hugging_face.WEIGHTS, hugging_face_entries(found, DTYPES[dtype]), {"format": "pt"})
 
 
 def bitmask_entries(found, dtype, shapes):
@@ -119,7 +111,7 @@ def pack(bits):
 def write_bitmask(found, folder, words, dtype):
     entries, packed = bitmask_entries(found, DTYPES[dtype], shapes_of(found.sizes))
     metadata = {"format": "bitmask-1", "shapes": json.dumps(packed)}
-    write_safetensors(folder / bitmask.FILE, entries, metadata)
+    write_lazily(folder / bitmask.FILE, entries, metadata)
 
 
 WRITERS = {"hf": write_hugging_face, "bitmask": write_bitmask}

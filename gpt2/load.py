@@ -36,6 +36,11 @@ class Found:
     config: Config | None = None
     origin: dict = field(default_factory=dict)
 
+    @property
+    def dtype(self):
+        """In which the run computed, as parallel.compute_dtype takes it."""
+        return self.config.dtype if self.config else "auto"
+
 
 def find(path):
     """What lies at `path`, files checked as far as their kind allows. UserError where it is nothing that can be
@@ -153,7 +158,8 @@ def tokenizer_of(found, data_dir=None):
     words = tokenizer.load(described)
     if words.vocab_size > found.sizes.vocab_size:
         raise UserError(
-            f"{found.folder}: its tokenizer has {words.vocab_size} tokens, the model {found.sizes.vocab_size}; was the data prepared anew?"
+            f"{found.folder}: its tokenizer has {words.vocab_size} tokens, the model {found.sizes.vocab_size}; "
+            "was the data prepared anew?"
         )
     return words
 

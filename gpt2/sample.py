@@ -5,11 +5,9 @@ import sys
 
 import torch
 
-from gpt2 import parallel, tokenizer
+from gpt2 import load, parallel
 from gpt2.decode import generate
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.evaluate import load_run
-from gpt2.shards import read_meta
 from gpt2.sparse_linear import make_sparse
 
 
@@ -18,17 +16,11 @@ def sample(args):
     world = parallel.start(args.device)
     if args.num_samples < 1 or args.max_new_tokens < 1 or args.temperature < 0 or args.top_k < 0:
         raise UserError("expected --num_samples and --max_new_tokens >= 1, --temperature and --top_k >= 0")
-    config, model = load_run(args.out_dir, world.device)
-    meta = read_meta(config.data_dir)
-    words = tokenizer.load(meta)
-    if words.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{config.data_dir}: its tokenizer has {words.vocab_size} tokens, the model {config.vocab_size}; "
-            "was the data prepared anew?"
-        )
+    found = load.find(args.out_dir)
+    words, model = load.tokenizer_of(found), load.build(found, world.device)
     prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)
     generator = torch.Generator(world.device).manual_seed(args.seed)
-    dtype = torch.float32 if args.sparse else parallel.compute_dtype(config.dtype, world.device)
+    dtype = torch.float32 if args.sparse else parallel.compute_dtype(found.dtype, world.device)
     if args.sparse is not False and dtype == torch.float32 and world.device.type == "cpu":
         make_sparse(model, rows=args.num_samples, always=bool(args.sparse))
     elif args.sparse:
@@ -48,7 +40,7 @@ def main(arguments):
         description=__doc__.partition(":")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("out_dir", help="folder of a run (its newest checkpoint) or of one checkpoint")
+    parser.add_argument("out_dir", help="a run, a checkpoint, an exported folder, or a Hugging Face GPT-2 folder")
     parser.add_argument("--prompt", default="", help="the text to continue; empty: a new document")
     parser.add_argument("--num_samples", type=int, default=1)
     parser.add_argument("--max_new_tokens", type=int, default=400)

@@ -45,9 +45,11 @@ def ordered(tensors):
     return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
-def safetensors_header(tensors):
-    """The bytes before the data: 8 of length (little endian), then JSON: name -> dtype, shape, offsets in the data."""
-    header, end = {}, 0
+def safetensors_header(tensors, metadata=None):
+    """The bytes before the data: 8 of length (little endian), then JSON: name -> dtype, shape, offsets in the data.
+
+    metadata: str -> str, kept under __metadata__."""
+    header, end = {"__metadata__": metadata} if metadata else {}, 0
     for name, tensor in ordered(tensors):
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}

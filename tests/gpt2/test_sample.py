@@ -45,7 +45,8 @@ def test_sampling_is_repeatable_and_continues_the_prompt(a_run):
 def test_evaluation_of_a_checkpoint_gives_the_runs_own_loss(a_run):
     from tests.conftest import metrics_of
 
-    printed = run("-m gpt2.evaluate", a_run, "--device", "cpu").stdout
+    tokens = 3 * 2 * 16  # eval_iters * batch_size * block_size: those that the run looks at
+    printed = run("-m gpt2.evaluate", a_run, "--tokens", tokens, "--device", "cpu").stdout
     assert f"val_loss {metrics_of(a_run)[-1]['val_loss']:.4f}" in printed
 
 
