@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gpt2 import tokenizer
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import sync, write_json
 from gpt2.hub import Hub
+from gpt2.progress import progress
 from gpt2.shards import HEADER_BYTES, PROGRESS, check_header, header, read_meta
 from gpt2.sources import Files, pieces
 from gpt2.verify import verify
@@ -257,18 +257,13 @@ class Preparation:
 
 def progress_bar(done=0.0, description=""):
     """A bar over the share of the source that was read."""
-    return tqdm(
-        total=1.0,
-        initial=done or 0.0,
-        desc=description,
-        bar_format="{percentage:3.0f}% |{bar}| {desc}  {elapsed}<{remaining}",
-        dynamic_ncols=True,
-    )
+    form = "{percentage:3.0f}% |{bar}| {desc}  {elapsed}<{remaining}"
+    return progress(1.0, "share", done or 0.0, desc=description, bar_format=form)
 
 
 def advance(bar, done, description=None):
     if done is None:
-        bar.bar_format = "{desc}  {elapsed}"
+        bar.bar_format, bar.total = "{desc}  {elapsed}", None
     if description:
         bar.set_description_str(description, refresh=False)
     bar.update((bar.n if done is None else done) - bar.n)

@@ -11,21 +11,21 @@ killed and continued from a checkpoint ends where it would have ended.
 
 import math
 import sys
-import time
 from dataclasses import asdict, replace
 
 import torch
 
-from gpt2 import checkpoint, parallel
+from gpt2 import checkpoint, parallel, tracking
 from gpt2.config import help_text, load_config
-from gpt2.data import TrainingBatches, Windows
+from gpt2.data import TrainingBatches, Windows, describe_data
 from gpt2.errors import UserError, one_line_errors
 from gpt2.evaluate import evaluate
 from gpt2.faults import point
 from gpt2.lock import only_run_in
-from gpt2.log import Log, Stopwatch
+from gpt2.log import Log, say_finished
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
+from gpt2.pace import Pace
 from gpt2.shards import find_shards, read_meta
 from gpt2.stops import Stopped, Stops
 from gpt2.writer import Writer
@@ -36,14 +36,17 @@ from pruning.optim import OPTIMIZERS
 from pruning.schedule import SCHEDULES
 
 
-def open_data(config):
-    """The config with the data's vocabulary filled in, and the windows of training and validation."""
+def open_data(config, found):
+    """The config with the vocabulary filled in (the data's, or else the run's), and the windows of training and validation."""
     of_data = read_meta(config.data_dir).get("vocab_size", 0)
     if 0 < config.vocab_size < of_data:
         raise UserError(
-            f"vocab_size={config.vocab_size} is smaller than the {of_data} of the tokenizer of {config.data_dir}; leave it away"
+            f"vocab_size={config.vocab_size} is smaller than the {of_data} of the tokenizer of {config.data_dir}; "
+            "leave it away"
         )
-    config = replace(config, vocab_size=config.vocab_size or of_data or 50257)
+    config = replace(
+        config, vocab_size=config.vocab_size or of_data or (found[1]["config"]["vocab_size"] if found else 50257)
+    )
     splits = (find_shards(config.data_dir, split, config.data_format) for split in ("train", "val"))
     return config, *(Windows(shards, config.block_size, config.vocab_size) for shards in splits)
 
@@ -104,7 +107,7 @@ def save(writer, config, step, val_loss, model, optimizer, spam, pruner, data):
     states |= {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
     states |= {f"spam.{name}": tensor for name, tensor in spam.state_dict().items()} if spam else {}
     files = {"model.safetensors": parameters, "optimizer.safetensors": states}
-    writer.save(step, files, config=asdict(config), data=data, val_loss=val_loss, pruner=state)
+    writer.save(step, files, config=asdict(config), **data, val_loss=val_loss, pruner=state)
 
 
 def restore(path, manifest, model, optimizer, spam, pruner):
@@ -131,9 +134,14 @@ def run(config, change, stops, writer):
     # The world, the data, and the run that out_dir may hold.
     world = parallel.start(config.device)
     stops.join(world)
-    config, training, validation = parallel.agree(world, open_data, config)
-    data = training.description()
-    found = parallel.on_main(world, checkpoint.find_run, config, data)
+    found = parallel.on_main(world, checkpoint.find_run, config)
+    if found and checkpoint.is_finished(found[1], config):
+        return say_finished(config, found[1]["step"]) if world.is_main else None
+    config, training, validation = parallel.agree(world, open_data, config, found)
+    data = parallel.on_main(world, describe_data, config.data_dir, training.shards)
+    parallel.on_main(world, checkpoint.require_same_data, found, data, config)
+    if config.wandb_log:
+        parallel.on_main(world, tracking.check)
     dtype = parallel.compute_dtype(config.dtype, world.device)
 
     # The model, its optimizer, its pruner. `model` owns the parameters, `fast` is how it is run.
@@ -158,18 +166,14 @@ def run(config, change, stops, writer):
     # Each step: gradients of the micro-batches, mask, clip, optimizer, prune.
     micro_steps = config.gradient_accumulation_steps // world.size
     batches = TrainingBatches(training, config, world).from_step(start + 1)
-    loss_sum, steps_logged, pruning_time, clock = (
-        torch.zeros((), device=world.device),
-        0,
-        Stopwatch(world.device),
-        time.perf_counter(),
-    )
-    looking = stops.checked if world.size == 1 else iter  # ranks may have evaluations of different lengths
-    measure = lambda: evaluate(compiled, validation, config, world, dtype, looking)
+    loss_sum = torch.zeros((), device=world.device)
+    checked = stops.checked if world.size == 1 else iter  # ranks may have evaluations of different lengths
+    measure = lambda: evaluate(compiled, validation, config, world, dtype, checked)
     done = start
     if found and found[1]["val_loss"] is None and (start % config.eval_interval == 0 or start == config.max_iters):
         val_loss = measure()  # the run was stopped in this evaluation
         log.write(start, dict(val_loss=val_loss))
+    pace = Pace(world.device)
     for step in range(start + 1, config.max_iters + 1):
         set_learning_rate(optimizer, step, config)
         loss_sum.zero_()
@@ -186,7 +190,7 @@ def run(config, change, stops, writer):
         except Stopped:
             break  # the step under way is left undone: it has changed no weight
         if pruner:
-            with pruning_time:
+            with pace.pruning:
                 pruner.mask_gradients()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
         if spam:
@@ -195,10 +199,9 @@ def run(config, change, stops, writer):
         point("in_update")
         optimizer.zero_grad(set_to_none=True)
         if pruner:
-            with pruning_time:
+            with pace.pruning:
                 pruner.step()
         done = step
-        steps_logged += 1
         log.advance()
 
         # Look, now and then: only here does the host wait for the device.
@@ -206,7 +209,9 @@ def run(config, change, stops, writer):
         logging, saving = step % config.log_interval == 0 or last, step % config.checkpoint_interval == 0 or last
         saving |= stops.save_due
         evaluating = step % config.eval_interval == 0 or last
-        if not (logging or saving or evaluating):
+        looking = logging or saving or evaluating
+        pace.step(looking)
+        if not looking:
             continue
         train_loss = parallel.all_reduce_sum(loss_sum).item() / config.gradient_accumulation_steps
         if not math.isfinite(train_loss) or not math.isfinite(grad_norm):
@@ -214,8 +219,7 @@ def run(config, change, stops, writer):
                 f"step {step}: the loss is {train_loss}, the gradient's norm {grad_norm:.3g}; checkpoints up to here are whole: "
                 "lower --learning_rate, or start from one of them with --init_from=FOLDER --out_dir=ANOTHER"
             )
-        seconds = (time.perf_counter() - clock) / steps_logged
-        prune_ms = 1000 * pruning_time.read() / steps_logged if pruner else None
+        speed = pace.read(config.tokens_per_step, model.flops_per_token(), world)
         val_loss = measure() if evaluating else None
         log.write(
             step,
@@ -226,16 +230,13 @@ def run(config, change, stops, writer):
                 grad_norm=grad_norm.item(),
                 sparsity=pruner.sparsity if pruner else None,
                 tokens=step * config.tokens_per_step,
-                step_ms=1000 * seconds,
-                prune_ms=prune_ms,
-                tokens_per_second=config.tokens_per_step / seconds,
-                mfu=parallel.mfu(model.flops_per_token() * config.tokens_per_step / seconds, world),
+                **speed,
             ),
         )
         if saving:
             save(writer, config, step, val_loss, model, optimizer, spam, pruner, data)
             stops.saved()
-        steps_logged, clock = 0, time.perf_counter()
+        pace.restart()
         if stops.asked:
             break
 
@@ -246,17 +247,7 @@ def run(config, change, stops, writer):
         log.close()
         return log.say(stops.message(done, start, config.max_iters))
     writer.finish()
-    picture = log.finish()
-    if world.is_main:
-        print(
-            f"finished {config.max_iters} steps"
-            + (f" at {pruner.sparsity:.2%} sparsity" if pruner else "")
-            + f", val_loss {val_loss:.4f}"
-        )
-        print(
-            f"  checkpoints  {config.out_dir}/checkpoints\n  metrics      {config.out_dir}/metrics.jsonl\n  picture      {picture}"
-        )
-        print(f"  try it       python -m gpt2.sample {config.out_dir}")
+    log.finish()
 
 
 def main(arguments):

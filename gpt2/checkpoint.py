@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from gpt2.config import ARCHITECTURE, MAY_CHANGE, differences
+from gpt2.config import ARCHITECTURE, differences, setting_changes
 from gpt2.errors import UserError
 
 FILES = ("model.safetensors", "optimizer.safetensors")
@@ -189,11 +189,11 @@ def load_model(model, tensors):
             parameter.copy_(tensors[name])
 
 
-def find_run(config, data):
-    """(path, manifest) of the checkpoint from which the run in out_dir goes on, or None to start.
+def find_run(config):
+    """(path, manifest) of the newest checkpoint of the run in out_dir, or None to start.
 
-    config: the Config, vocab_size filled in; data: the training shards as the manifest lists them. UserError, saying
-    what to do, where out_dir holds a finished run or another one: nothing ever overwrites a run.
+    UserError, saying what to do, where out_dir holds another run: nothing ever overwrites one. vocab_size 0, which the
+    data have yet to fill in, is no difference.
     """
     out_dir, ours = Path(config.out_dir), asdict(config)
     started = out_dir / "config.json"
@@ -201,7 +201,7 @@ def find_run(config, data):
         if config.init_from == "resume":
             raise UserError(f"init_from=resume: {out_dir} holds no run; leave --init_from away to start one")
         return None
-    elsewhere = f"choose another --out_dir, or remove {out_dir} to start anew"
+    elsewhere = elsewhere_than(out_dir)
     if config.init_from == "scratch":
         raise UserError(f"init_from=scratch: {out_dir} holds a run already; {elsewhere}")
     found = newest(out_dir, put_aside=True)
@@ -209,31 +209,59 @@ def find_run(config, data):
         theirs = found[1]["config"] if found else dict(read_json(started))
     except DAMAGED as error:
         raise UserError(f"{started}: {error}; {elsewhere}") from None
+    ours["vocab_size"] = ours["vocab_size"] or theirs.get("vocab_size")
     if changed := differences(theirs, ours, ARCHITECTURE):
         raise UserError(f"{out_dir} holds a run of another architecture: {'; '.join(changed)}; {elsewhere}")
-    changed = differences(theirs, ours, [name for name in ours if name not in MAY_CHANGE])
-    if changed and config.init_from != "resume":
+    if (changed := setting_changes(theirs, ours)) and config.init_from != "resume":
         raise UserError(
             f"{out_dir} holds another run: {'; '.join(changed)}; {elsewhere}, or continue it so with --init_from=resume"
         )
+    if found is None and config.init_from == "resume":
+        raise UserError(
+            f"init_from=resume: {out_dir} holds no whole checkpoint; leave --init_from away to start over there"
+        )
+    return found
+
+
+def elsewhere_than(out_dir):
+    return f"choose another --out_dir, or remove {out_dir} to start anew"
+
+
+def is_finished(manifest, config):
+    """Whether nothing is left to do but the picture: all steps are done and the last evaluation too."""
+    return manifest["step"] >= config.max_iters and manifest["val_loss"] is not None
+
+
+def require_same_data(found, data, config):
+    """UserError where the run was trained on other data, or with another tokenizer, than `describe_data` found.
+
+    found: of `find_run`, None where there is nothing to compare with. What one of them does not say, as older manifests
+    do not, is not compared.
+    """
     if found is None:
-        if config.init_from == "resume":
-            raise UserError(
-                f"init_from=resume: {out_dir} holds no whole checkpoint; leave --init_from away to start over there"
-            )
-        return None
+        return
     path, manifest = found
-    if manifest["step"] >= config.max_iters and manifest["val_loss"] is not None:
+    if changed := differences(manifest["config"], asdict(config), ["vocab_size"]):
         raise UserError(
-            f"the run in {out_dir} is finished ({manifest['step']} of {config.max_iters} steps); {elsewhere}, "
-            "or train on with --init_from=resume and a larger --max_iters"
+            f"{config.data_dir}: of another vocabulary than the run in {config.out_dir}: {'; '.join(changed)}"
         )
-    if manifest["data"] != data:
-        there, here = ({tuple(shard) for shard in shards} for shards in (manifest["data"], data))
-        names = ", ".join(sorted({name for name, _ in there ^ here})[:4])
+    way_out = f"restore them, or {elsewhere_than(config.out_dir)}"
+    there, here = ({shard[0]: shard[1:] for shard in shards} for shards in (manifest["data"], data["data"]))
+    if other := sorted(name for name in there.keys() | here.keys() if not same_shard(there.get(name), here.get(name))):
         raise UserError(
-            f"{config.data_dir}: not the shards that the run in {out_dir} was trained on; added, removed or changed: "
-            f"{names}; "
-            f"restore them, or {elsewhere}"
+            f"{config.data_dir}: not the shards that the run in {config.out_dir} was trained on; added, removed or "
+            f"changed: {', '.join(other[:4])}; {way_out}"
         )
-    return path, manifest
+    words = manifest.get("tokenizer"), data["tokenizer"]
+    if None not in words and words[0] != words[1]:
+        raise UserError(
+            f"{config.data_dir}: its meta.json describes another tokenizer than {path}/manifest.json; {way_out}"
+        )
+
+
+def same_shard(there, here):
+    """Whether [tokens, fingerprint] are one shard's; fingerprints of two kinds cannot be compared."""
+    if there is None or here is None or there[0] != here[0]:
+        return False
+    prints = [shard[1].partition(":") for shard in (there, here) if len(shard) > 1]
+    return len(prints) < 2 or prints[0][0] != prints[1][0] or prints[0] == prints[1]

@@ -214,10 +214,51 @@ def checked(values, where, problems):
     return good
 
 
+# What other programs call it.
+SYNONYMS = {
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "batch": "batch_size",
+    "context_length": "block_size",
+    "epochs": "max_iters",
+    "experiment": "out_dir",
+    "layers": "n_layer",
+    "heads": "n_head",
+    "iters": "max_iters",
+    "max_grad_norm": "grad_clip",
+    "max_steps": "max_iters",
+    "micro_batch_size": "batch_size",
+    "num_epochs": "max_iters",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "num_steps": "max_iters",
+    "num_train_epochs": "max_iters",
+    "output": "out_dir",
+    "output_dir": "out_dir",
+    "per_device_train_batch_size": "batch_size",
+    "pruning_method": "criterion",
+    "resume": "init_from",
+    "save_dir": "out_dir",
+    "save_steps": "checkpoint_interval",
+    "seq_len": "block_size",
+    "sequence_length": "block_size",
+    "steps": "max_iters",
+    "wandb": "wandb_log",
+    "warmup": "warmup_iters",
+    "warmup_steps": "warmup_iters",
+    "width": "n_embd",
+    "hidden_size": "n_embd",
+}
+
+
 def nearest(word, words):
-    """' (did you mean X?)' or nothing."""
-    match = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.6)
-    return f" (did you mean {match[0]}?)" if match else ""
+    """' (did you mean X?)' or nothing: a synonym, initials (lr), part of a name (sparsity), or a slip of the keys."""
+    word, words = str(word).replace("-", "_").lower(), [str(w) for w in words]
+    initials = {"".join(part[0] for part in w.split("_")): w for w in words if "_" in w}
+    match = SYNONYMS.get(word, initials.get(word))
+    if match not in words:
+        close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+        match = next(iter(close or [w for w in words if len(word) > 2 and word in w.split("_")]), None)
+    return f" (did you mean {match}?)" if match else ""
 
 
 def with_defaults_resolved(config):
@@ -272,6 +313,19 @@ def impossible(config, names):
     if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:
         problems.append(f"min_lr={config.min_lr}: expected 0 <= min_lr <= learning_rate={config.learning_rate}")
     return problems
+
+
+def setting_changes(old, new):
+    """What makes `new` another run than `old`, dicts of settings: 'name is OLD there, NEW here' for each.
+
+    Without dropout, the same sequences a step in other micro-batches are the same run.
+    """
+    names = [name for name in new if name not in MAY_CHANGE]
+    batch = ("batch_size", "gradient_accumulation_steps")
+    if not new["dropout"] and all(name in old for name in batch):
+        if math.prod(old[name] for name in batch) == math.prod(new[name] for name in batch):
+            names = [name for name in names if name not in batch]
+    return differences(old, new, names)
 
 
 def differences(old, new, names):

@@ -5,7 +5,9 @@ is a permutation of all windows that is computed, element by element, not stored
 any data size.
 """
 
+import hashlib
 import itertools
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 
 from gpt2.errors import UserError
-from gpt2.shards import check_tokens, tokens_of
+from gpt2.shards import check_tokens, read_meta, tokens_of
 
+SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file too large to be hashed at every start
 SCAN_TOKENS = 2**28  # data up to this size are read in full at start, to find a token out of range before training does
 
 
@@ -41,10 +44,6 @@ class Windows:
     def __len__(self):
         return int(self.ends[-1])
 
-    def description(self):
-        """[[file name, tokens], ...]: what a run must find again to see the same batches."""
-        return [[Path(shard.path).name, shard.tokens] for shard in self.shards]
-
     def __getitem__(self, numbers):
         rows = np.empty((len(numbers), self.block_size + 1), dtype=np.int64)
         which = np.searchsorted(self.ends, numbers, side="right")
@@ -56,6 +55,36 @@ class Windows:
             row[:] = window
         rows = torch.from_numpy(rows)
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def describe_data(data_dir, shards):
+    """What a checkpoint's manifest keeps of the data: {"data": [[name, tokens, fingerprint], ...], "tokenizer": ...}.
+
+    The fingerprint is the file's sha256: computed where the data are so small that they are read in full anyway, else as
+    meta.json has it, else of samples. tokenizer: as meta.json describes it, or None where nothing does.
+    """
+    meta = read_meta(data_dir)
+    small = sum(shard.tokens for shard in shards) <= SCAN_TOKENS
+    listed = {} if small else {shard["name"]: shard["sha256"] for shard in meta.get("shards", [])}
+    rows = []
+    for shard in shards:
+        name = Path(shard.path).name
+        known = listed.get(name)
+        rows.append([name, shard.tokens, f"sha256:{known}" if known else fingerprint(shard, whole=small)])
+    words = {key: meta[key] for key in ("tokenizer", "characters", "tokenizer_json") if key in meta}
+    return {"data": rows, "tokenizer": words or None}
+
+
+def fingerprint(shard, whole):
+    """sha256 of a shard's file, or of 64 samples of it, spread evenly, where it is too large to be read at every start."""
+    with open(shard.path, "rb") as file:
+        if whole:
+            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        digest, size = hashlib.sha256(), os.path.getsize(shard.path)
+        for number in range(SAMPLES):
+            file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return "samples:" + digest.hexdigest()
 
 
 def mix(x, key):

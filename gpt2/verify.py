@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from gpt2 import tokenizer
 from gpt2.errors import UserError
+from gpt2.progress import progress
 from gpt2.shards import PROGRESS, check_header, read_meta
 
 CHUNK = 2**22  # tokens read at a time
@@ -26,7 +26,7 @@ def verify(folder):
         f"{folder / name}: is missing, though meta.json lists it" for name in listed if not (folder / name).exists()
     ]
     shards = []
-    with tqdm(total=sum(path.stat().st_size for path in paths), unit="B", unit_scale=True, dynamic_ncols=True) as bar:
+    with progress(sum(path.stat().st_size for path in paths), "byte", unit_scale=True) as bar:
         for path in paths:
             try:
                 shards.append(check_shard(path, listed.get(path.name), bool(listed), words, bar))

@@ -15,10 +15,10 @@ from concurrent.futures import wait
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
+from gpt2.progress import progress
 from gpt2.workers import pool
 from lenet.data import load_digits
 from lenet.train import OPTIMIZERS, check_writable, config_of, parse, train
@@ -108,13 +108,7 @@ def run_all(runs, folder, data_dir, device, jobs):
     counter = multiprocessing.get_context("spawn").Value("l", 0)
     with (
         pool(jobs, prepare_worker, data_dir, device, counter) as workers,
-        tqdm(
-            total=sum(options.epochs for options in runs.values()),
-            unit="epoch",
-            smoothing=0.05,
-            dynamic_ncols=True,
-            disable=None,
-        ) as bar,
+        progress(sum(options.epochs for options in runs.values()), "epoch", smoothing=0.05) as bar,
     ):
         waiting = {workers.submit(run, options, folder / f"{name}.json") for name, options in runs.items()}
         while waiting:

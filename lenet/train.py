@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
 from gpt2.parallel import NO_COMPILER, has_compiler
+from gpt2.progress import progress
 from lenet.data import load_digits
 from lenet.model import LeNet5
 from pruning import NotFiniteError, Pruner
@@ -296,12 +296,8 @@ def main(arguments=None):
             print(
                 "the first step compiles the network, for a third of a minute if that was not done before on this machine"
             )
-        with tqdm(
-            total=options.epochs * math.ceil(len(digits.train_labels) / options.batch_size),
-            unit="step",
-            dynamic_ncols=True,
-            disable=None,
-        ) as bar:
+        steps = options.epochs * math.ceil(len(digits.train_labels) / options.batch_size)
+        with progress(steps, "step") as bar:
             _, metrics = train(options, digits, bar.update, lambda epoch: bar.write(LINE.format(**epoch)))
         write_json(options.json_output, metrics)
         print(
