@@ -4,29 +4,33 @@
     torchrun --nproc_per_node=4 train_gpt2.py config/bitter7.py --batch_size=32
     python train_gpt2.py --help
 
-Read it from `train` at the bottom: everything a run does happens there, in that order. The same command starts a run and
-continues it: the batch, the dropout masks and the learning rate of a step depend on (seed, step) alone, so a run that was
-killed and continued from a checkpoint ends where it would have ended.
+Read it from `train` at the bottom: everything a run does happens there, in that order. The same command starts a run
+and continues it: the batch, the dropout masks and the learning rate of a step depend on (seed, step) alone, so a run
+that was killed and continued from a checkpoint ends where it would have ended.
 """
 
 import math
 import sys
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 
 import torch
 
-from gpt2 import checkpoint, parallel, tracking
+from gpt2 import checkpoint, parallel, silent, tracking
 from gpt2.config import help_text, load_config
 from gpt2.data import TrainingBatches, Windows, describe_data
 from gpt2.errors import UserError, one_line_errors
 from gpt2.evaluate import evaluate
+from gpt2.explain import machine_errors
 from gpt2.faults import point
+from gpt2.guard import Guard, weight_of
 from gpt2.lock import only_run_in
 from gpt2.log import Log, say_finished
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.pace import Pace
+from gpt2.placement import averaging, place, whole
 from gpt2.shards import find_shards, read_meta
+from gpt2.state import load_weights, restore, save
 from gpt2.stops import Stopped, Stops
 from gpt2.writer import Writer
 from pruning import NotFiniteError, Pruner
@@ -52,30 +56,10 @@ def open_data(config, found):
 
 
 def make_model(config):
-    """A GPT initialised from the seed, or with the weights that init_from names."""
-    torch.manual_seed(config.seed)
-    model = GPT(
-        GPTConfig(
-            config.block_size,
-            config.vocab_size,
-            config.n_layer,
-            config.n_head,
-            config.n_embd,
-            config.dropout,
-            config.bias,
-        )
-    )
-    if config.init_from == "gpt2":
-        try:
-            checkpoint.load_model(model, GPT.from_hugging_face("gpt2").tensors())
-        except (ImportError, OSError) as error:
-            raise UserError(
-                f"init_from=gpt2: Hugging Face's weights are not at hand: {str(error).splitlines()[0]}"
-            ) from None
-    elif config.init_from not in ("auto", "scratch", "resume"):
-        path, _ = checkpoint.at(config.init_from)
-        checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
-    return model
+    """A GPT without memory yet: `placement.place` gives it its initial weights."""
+    names = [field.name for field in fields(GPTConfig)]
+    with torch.device("meta"):
+        return GPT(GPTConfig(**{name: getattr(config, name) for name in names}))
 
 
 def make_pruner(model, optimizer, config):
@@ -100,31 +84,11 @@ def dropout_seed(config, step, number):
     return (config.seed * 1_000_003 + step * config.gradient_accumulation_steps + number) % 2**63
 
 
-def save(writer, config, step, val_loss, model, optimizer, spam, pruner, data):
-    """Have the checkpoint of `step` written; every rank takes part."""
-    parameters, state = model.tensors(), pruner.state_dict() if pruner else {"buffers": {}}
-    states = checkpoint.optimizer_tensors(optimizer, parameters)
-    states |= {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
-    states |= {f"spam.{name}": tensor for name, tensor in spam.state_dict().items()} if spam else {}
-    files = {"model.safetensors": parameters, "optimizer.safetensors": states}
-    writer.save(step, files, config=asdict(config), **data, val_loss=val_loss, pruner=state)
-
-
-def restore(path, manifest, model, optimizer, spam, pruner):
-    """Load what `save` wrote at `path`; returns its step."""
-    checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
-    tensors = checkpoint.load_tensors(path, "optimizer.safetensors")
-    checkpoint.load_optimizer(optimizer, model.tensors(), tensors)
-    of = lambda owner: {key.removeprefix(owner): t for key, t in tensors.items() if key.startswith(owner)}
-    if spam:
-        spam.load_state_dict(of("spam."))
-    if pruner:
-        pruner.load_state_dict(manifest["pruner"] | {"buffers": of("pruner.")})
-    return manifest["step"]
-
-
 def train(config, change=None):
-    """A run from start to end. change: what an experiment does to (model, optimizer, pruner); returns the pruner to use."""
+    """A run from start to end.
+
+    change: what an experiment does to (model, optimizer, pruner); returns the pruner to use.
+    """
     stops, writer = Stops(config.max_hours, config.checkpoint_minutes), Writer(config.out_dir, config.keep_checkpoints)
     with only_run_in(config.out_dir), stops, writer:
         run(config, change, stops, writer)
@@ -132,7 +96,7 @@ def train(config, change=None):
 
 def run(config, change, stops, writer):
     # The world, the data, and the run that out_dir may hold.
-    world = parallel.start(config.device)
+    world = parallel.start(config.device, alone=config.parallel == "fsdp", deterministic=config.deterministic)
     stops.join(world)
     found = parallel.on_main(world, checkpoint.find_run, config)
     if found and checkpoint.is_finished(found[1], config):
@@ -144,22 +108,25 @@ def run(config, change, stops, writer):
         parallel.on_main(world, tracking.check)
     dtype = parallel.compute_dtype(config.dtype, world.device)
 
-    # The model, its optimizer, its pruner. `model` owns the parameters, `fast` is how it is run.
-    model = parallel.agree(world, make_model, config).to(world.device)
+    # `model` owns the parameters, `compiled` is how it evaluates, `fast` how it trains.
+    model = make_model(config)
+    compiling = parallel.should_compile(config.compile, world.device, config.vocab_size)
+    compiled, fast = place(model, config, world, dtype, compiling)
+    exact = config.deterministic or world.device.type == "cpu" and not compiling  # the same gradients, to the bit
     optimizer = make_optimizer(model, config)
     spam = make_spam(optimizer, config)
+    guard = Guard(optimizer, config.skip_outliers, config.max_bad_steps, world.device)
     pruner = make_pruner(model, optimizer, config)
     pruner = change(model, optimizer, pruner) if change else pruner
-    start = restore(*found, model, optimizer, spam, pruner) if found else 0
-    compiling = parallel.should_compile(config.compile, world.device, config.vocab_size)
-    compiled = torch.compile(model) if compiling else model
-    fast = parallel.data_parallel(compiled, world)
+    pieces = model, optimizer, spam, guard, pruner
+    start = restore(*found, *pieces) if found else parallel.agree(world, load_weights, model, config)
 
     log = Log(config, world, start)
     parallel.on_main(world, log.open)
     log.say(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.tokens_per_step:,} tokens a step, {len(training):,} windows "
-        f"an epoch, {world.size} x {world.device.type} in {str(dtype)[6:]}{', compiled' if compiling else ''}"
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.tokens_per_step:,} tokens a step, "
+        f"{len(training):,} windows an epoch, {world.size} x {world.device.type} in {str(dtype)[6:]}"
+        + (", compiled" if compiling else "")
         + (f", continued from {found[0]}" if found else "")
     )
 
@@ -167,8 +134,14 @@ def run(config, change, stops, writer):
     micro_steps = config.gradient_accumulation_steps // world.size
     batches = TrainingBatches(training, config, world).from_step(start + 1)
     loss_sum = torch.zeros((), device=world.device)
-    checked = stops.checked if world.size == 1 else iter  # ranks may have evaluations of different lengths
-    measure = lambda: evaluate(compiled, validation, config, world, dtype, checked)
+
+    def loss_of(step, number, inputs, targets):
+        if config.dropout:
+            torch.manual_seed(dropout_seed(config, step, number))
+        with parallel.autocast(world.device, dtype):
+            return fast(inputs, targets, False)[1]  # the loss alone, without its logits
+
+    measure = lambda: evaluate(compiled, validation, config, world, dtype, stops.checked)
     done = start
     if found and found[1]["val_loss"] is None and (start % config.eval_interval == 0 or start == config.max_iters):
         val_loss = measure()  # the run was stopped in this evaluation
@@ -180,28 +153,28 @@ def run(config, change, stops, writer):
         try:
             for micro_step in stops.checked(range(micro_steps)):
                 number, inputs, targets = next(batches)
-                if config.dropout:
-                    torch.manual_seed(dropout_seed(config, step, number))
-                with parallel.averaging(fast, on=micro_step == micro_steps - 1):
-                    with parallel.autocast(world.device, dtype):
-                        _, loss = fast(inputs, targets, False)  # the loss alone, without its logits
-                    (loss / micro_steps).backward()
-                loss_sum += loss.detach()
+                with averaging(fast, on=micro_step == micro_steps - 1):
+                    loss = loss_of(step, number, inputs, targets)
+                    loss_sum += loss.detach()
+                    loss.backward(weight_of(loss_sum, micro_steps))
         except Stopped:
             break  # the step under way is left undone: it has changed no weight
         if pruner:
             with pace.pruning:
                 pruner.mask_gradients()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+        grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf))
         if spam:
             spam.before_step(grad_norm)
-        optimizer.step()
+        guard.step(grad_norm)
         point("in_update")
         optimizer.zero_grad(set_to_none=True)
         if pruner:
             with pace.pruning:
                 pruner.step()
         done = step
+        if config.check_interval and step % config.check_interval == 0:
+            batch = step, number, inputs, targets
+            silent.check(max(start, step - config.check_interval), model, fast, loss_of, batch, exact, grad_norm)
         log.advance()
 
         # Look, now and then: only here does the host wait for the device.
@@ -213,12 +186,8 @@ def run(config, change, stops, writer):
         pace.step(looking)
         if not looking:
             continue
-        train_loss = parallel.all_reduce_sum(loss_sum).item() / config.gradient_accumulation_steps
-        if not math.isfinite(train_loss) or not math.isfinite(grad_norm):
-            raise UserError(
-                f"step {step}: the loss is {train_loss}, the gradient's norm {grad_norm:.3g}; checkpoints up to here are whole: "
-                "lower --learning_rate, or start from one of them with --init_from=FOLDER --out_dir=ANOTHER"
-            )
+        train_loss = parallel.all_reduce_sum(loss_sum) / config.gradient_accumulation_steps
+        train_loss, grad_norm, skipped, wrong = guard.read(step, train_loss, grad_norm)
         speed = pace.read(config.tokens_per_step, model.flops_per_token(), world)
         val_loss = measure() if evaluating else None
         log.write(
@@ -227,14 +196,15 @@ def run(config, change, stops, writer):
                 train_loss=train_loss,
                 val_loss=val_loss,
                 learning_rate=learning_rate(step, config),
-                grad_norm=grad_norm.item(),
+                grad_norm=grad_norm,
+                skipped_steps=skipped or None,
                 sparsity=pruner.sparsity if pruner else None,
                 tokens=step * config.tokens_per_step,
                 **speed,
             ),
         )
-        if saving:
-            save(writer, config, step, val_loss, model, optimizer, spam, pruner, data)
+        if saving and (last or not wrong):
+            save(writer, config, step, val_loss, data, *pieces)
             stops.saved()
         pace.restart()
         if stops.asked:
@@ -242,7 +212,7 @@ def run(config, change, stops, writer):
 
     if stops.asked:
         if done not in (start, writer.step):
-            save(writer, config, done, None, model, optimizer, spam, pruner, data)
+            save(writer, config, done, None, data, *pieces)
         writer.finish()
         log.close()
         return log.say(stops.message(done, start, config.max_iters))
@@ -262,7 +232,9 @@ def main(arguments):
             "schedule": tuple(SCHEDULES),
             "allocation": tuple(ALLOCATIONS),
         }
-        train(load_config(arguments, names))
+        config = load_config(arguments, names)
+        with machine_errors(config):
+            train(config)
         parallel.stop()
 
 

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from gpt2.config import ARCHITECTURE, differences, setting_changes
 from gpt2.errors import UserError
+from gpt2.placement import fill
 
 FILES = ("model.safetensors", "optimizer.safetensors")
 FORMAT = 2  # of the manifest; 1, which does not say so, has no checksum. A newer one is refused, older ones are read.
@@ -39,11 +39,27 @@ def optimizer_tensors(optimizer, parameters):
 
 
 def load_optimizer(optimizer, parameters, tensors):
-    """Put back what `optimizer_tensors` gave. Hyper-parameters stay as the optimizer was made."""
-    for entry, tensor in tensors.items():
+    """Put back what `optimizer_tensors` gave, from what `open_tensors` gives. Hyper-parameters stay as they were made.
+
+    UserError where the states of a parameter are missing: the optimizer would start anew without a word.
+    """
+    found = {name: set() for name in parameters}
+    for entry, source in tensors.items():
         name, key = entry.rsplit(".", 1)
         if name in parameters:
-            optimizer.state[parameters[name]][key] = tensor.to(parameters[name].device)
+            parameter, shape = parameters[name], shape_of(source)
+            state = (
+                torch.empty_like(parameter)
+                if shape == list(parameter.shape)
+                else torch.zeros(shape, device=parameter.device)
+            )
+            fill(state, source)
+            optimizer.state[parameter][key] = state
+            found[name].add(key)
+    keeps = "betas" in optimizer.defaults or optimizer.defaults.get("momentum")
+    lacking = [name for name, keys in found.items() if keys != set().union(*found.values()) or keeps and not keys]
+    if lacking:
+        raise UserError(f"the checkpoint lacks states of the optimizer: those of {', '.join(lacking[:4])} are missing")
 
 
 def checksum(manifest):
@@ -165,28 +181,36 @@ def at(path):
     return found
 
 
-def load_tensors(path, name):
-    """name -> tensor of a safetensors file in the checkpoint at `path`."""
+def open_tensors(path, name):
+    """name -> what reads that tensor ([...]), or rows of it ([first:last]), from a file of the checkpoint at `path`."""
     try:
-        return load_file(path / name)
+        file = safe_open(path / name, "pt")
     except SafetensorError as error:
         raise UserError(f"{path / name}: {error}") from None
+    return {key: file.get_slice(key) for key in file.keys()}
+
+
+def shape_of(source):
+    """The shape, as a list, of a tensor or of what `open_tensors` gives."""
+    return source.get_shape() if hasattr(source, "get_shape") else list(source.shape)
 
 
 def load_model(model, tensors):
-    """Copy `tensors` into the parameters of the same names; UserError where names or shapes differ."""
+    """Copy `tensors`, or what `open_tensors` gives, into the parameters of the same names.
+
+    UserError where names or shapes differ.
+    """
     parameters = model.tensors()
     if parameters.keys() != tensors.keys():
         raise UserError(
             f"the checkpoint holds other parameters: {sorted(parameters.keys() ^ tensors.keys())[:4]} are in one only"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                raise UserError(
-                    f"{name}: {list(tensors[name].shape)} in the checkpoint, {list(parameter.shape)} in the model"
-                )
-            parameter.copy_(tensors[name])
+    for name, parameter in parameters.items():
+        if list(parameter.shape) != shape_of(tensors[name]):
+            raise UserError(
+                f"{name}: {shape_of(tensors[name])} in the checkpoint, {list(parameter.shape)} in the model"
+            )
+        fill(parameter, tensors[name])
 
 
 def find_run(config):

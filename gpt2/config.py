@@ -74,6 +74,16 @@ class Config:
     beta1: float = option(0.9, "decay of exp_avg", at_least=0.0, below=1.0)
     beta2: float = option(0.95, "decay of exp_avg_sq", at_least=0.0, below=1.0)
     grad_clip: float = option(1.0, "clip the gradient's global norm to this; 0: no clipping", at_least=0.0)
+    skip_outliers: float = option(
+        0.0,
+        "skip a step whose gradient norm is this many standard deviations above its running mean; 0: never",
+        at_least=0.0,
+    )
+    max_bad_steps: int = option(
+        10,
+        "stop after so many steps in a row whose loss or gradient is not finite, or an outlier; each is skipped",
+        at_least=1,
+    )
     # pruning
     criterion: str = option("none", "what ranks the weights: a name of pruning/criteria.py; none trains dense")
     target_sparsity: float = option(
@@ -98,6 +108,14 @@ class Config:
     wandb_project: str = option("adamwprune", "its project")
     wandb_run_name: str = option("", "its run's name; empty: the name of out_dir")
     # the machine
+    deterministic: bool = option(
+        False, "the same bits in every run on CUDA too, by slower operations; on a CPU it is so without"
+    )
+    check_interval: int = option(
+        2500,
+        "steps between looks for silent faults: replicas compare weights, a micro-batch is replayed; 0: never",
+        at_least=0,
+    )
     seed: int = option(1337, "seed of initialisation, order of the data and dropout", at_least=0, below=2**63)
     device: str = option("auto", "auto, cpu, cuda or mps")
     dtype: str = option(
@@ -105,10 +123,18 @@ class Config:
     )
     compile: bool | str = option(
         "auto",
-        "torch.compile; auto: on CUDA, and on a CPU with a C++ compiler when the vocabulary is large",
-        choices=("auto", True, False),
+        "torch.compile; auto: on CUDA, and on a CPU with a C++ compiler when the vocabulary is large; where it fails, "
+        "training goes on without, but for require",
+        choices=("auto", True, False, "require"),
     )
-    parallel: str = option("ddp", "how several ranks share the work", choices=("ddp",))
+    parallel: str = option(
+        "ddp",
+        "how ranks share the work; ddp: each holds all weights and states; fsdp: each holds its share of them",
+        choices=("ddp", "fsdp"),
+    )
+    activation_checkpointing: bool = option(
+        False, "keep a block's input alone and compute the block again backward: less memory, about a third more time"
+    )
 
     @property
     def tokens_per_step(self):
@@ -135,6 +161,7 @@ MAY_CHANGE = {
     "dtype",
     "compile",
     "parallel",
+    "activation_checkpointing",
     "init_from",
 }
 ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")

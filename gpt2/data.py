@@ -161,10 +161,15 @@ def to_device(tensor, device):
 
 
 def evaluation_batches(windows, config, world):
-    """This rank's share of the evaluation's micro-batches: the same windows at every evaluation, seed and world size."""
+    """(inputs, targets, how many of the sequences count) of this rank's share of the evaluation's micro-batches.
+
+    The same windows at every evaluation, seed and world size; as many micro-batches on every rank, since under fsdp a
+    forward pass is all ranks' work: those that are too many count nothing.
+    """
     count = min(len(windows), config.eval_iters * config.batch_size)
     count -= count % config.batch_size if count > config.batch_size else 0
     chosen = shuffled(np.arange(count), len(windows), seed=0)
-    for first in range(world.rank * config.batch_size, count, world.size * config.batch_size):
-        inputs, targets = windows[chosen[first : first + config.batch_size]]
-        yield to_device(inputs, world.device), to_device(targets, world.device)
+    for first in range(0, count, world.size * config.batch_size):
+        mine = chosen[first + world.rank * config.batch_size :][: config.batch_size]
+        inputs, targets = windows[mine if len(mine) else chosen[: config.batch_size]]
+        yield to_device(inputs, world.device), to_device(targets, world.device), len(mine)

@@ -31,12 +31,12 @@ def evaluate(model, windows, config, world, dtype, checked=iter):
     model.eval()
     total = torch.zeros(2, device=world.device)
     try:
-        for inputs, targets in checked(evaluation_batches(windows, config, world)):
+        for inputs, targets, sequences in checked(evaluation_batches(windows, config, world)):
             point("in_evaluation")
             with parallel.autocast(world.device, dtype):
                 _, loss = model(inputs, targets, False)
-            total[0] += loss * len(inputs)
-            total[1] += len(inputs)
+            if sequences:
+                total += torch.stack([loss.float(), torch.ones_like(total[1])]) * sequences
     except Stopped:
         return None
     finally:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,10 +47,15 @@ class Log:
             self.bar.update()
 
     def write(self, step, metrics):
-        """One line of metrics.jsonl, of the terminal, and of wandb: {name: number}; numbers that do not apply are None."""
+        """One line of metrics.jsonl, of the terminal, and of wandb: {name: number}.
+
+        What does not apply is None; it is left out, and so is what is not finite.
+        """
         if not self.active:
             return
-        line = {"step": step} | {name: value for name, value in metrics.items() if value is not None}
+        line = {"step": step} | {
+            name: value for name, value in metrics.items() if value is not None and math.isfinite(value)
+        }
         self.metrics.write(json.dumps(line) + "\n")
         if self.tracker:
             self.tracker.log(line)
@@ -78,6 +84,7 @@ COLUMNS = (
     ("sparsity", "sparsity", "{:6.2%}"),
     ("learning_rate", "lr", "{:.2e}"),
     ("grad_norm", "grad_norm", "{:.2f}"),
+    ("skipped_steps", "skipped", "{:d}"),
     ("tokens_per_second", "tokens/s", "{:,.0f}"),
     ("mfu", "mfu", "{:.1%}"),
     ("step_ms", "ms/step", "{:.1f}"),

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of the model; the defaults are GPT-2 small, 124,439,808 parameters."""
+    """Sizes of the model; the defaults are GPT-2 small, 124,439,808 parameters.
+
+    activation_checkpointing: keep the input of each block alone, and compute the rest of the block again backward.
+    """
 
     block_size: int = 1024
     vocab_size: int = 50257
@@ -21,6 +25,7 @@ class GPTConfig:
     n_embd: int = 768
     dropout: float = 0.0
     bias: bool = True
+    activation_checkpointing: bool = False
 
 
 class Attention(nn.Module):
@@ -77,10 +82,26 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
+        self.recompute = config.activation_checkpointing
 
     def forward(self, x, past=None):
+        if self.recompute and self.training:
+            return checkpoint(self.compute, x, use_reentrant=False)
+        return self.compute(x, past)
+
+    def compute(self, x, past=None):
         x = x + self.attn(self.ln_1(x), past)
         return x + self.mlp(self.ln_2(x))
+
+
+def initialise(module, n_layer, generator=None):
+    """GPT-2's: normal, std 0.02, and for what writes to the residual stream 0.02 / sqrt(number of such layers)."""
+    for name, parameter in module.named_parameters():
+        if parameter.dim() >= 2:
+            residual = name.endswith("c_proj.weight")
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * n_layer) if residual else 0.02, generator=generator)
+        else:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
 
 
 class GPT(nn.Module):
@@ -99,16 +120,22 @@ class GPT(nn.Module):
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
-        self.initialise()
+        initialise(self, config.n_layer)
 
-    def initialise(self):
-        """GPT-2's: normal, std 0.02, and for what writes to the residual stream 0.02 / sqrt(number of such layers)."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() >= 2:
-                residual = name.endswith("c_proj.weight")
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
+    def materialise(self, seed):
+        """Give a model that was made on the meta device its weights, drawn from `seed`, in host memory.
+
+        Yields each part (an embedding, a block, the last normalisation) as soon as it has them: who shards it then
+        never holds two blocks whole. The numbers are the same on every device and however the model is spread.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        wte, wpe, blocks, ln_f = self.transformer.values()
+        for part in (wte, wpe, *blocks, ln_f):
+            part.to_empty(device="cpu")
+            initialise(part, self.config.n_layer, generator)
+            if part is wte:
+                self.lm_head.weight = wte.weight
+            yield part
 
     def forward(self, idx, targets=None, with_logits=True):
         """idx: int64 [batch, time], time <= block_size; targets: the same shape, -1 where none is to be predicted.

@@ -7,13 +7,14 @@ from pruning.optim import Spam, base_optimizer
 
 def make_optimizer(model, config):
     """The optimizer that the config asks for, fused; matrices decay, biases and normalisation do not."""
+    fused = not (config.optimizer == "sgd" and config.parallel == "fsdp")  # torch has no fused SGD of sharded tensors
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return base_optimizer(config.optimizer, groups, config.learning_rate, config.weight_decay, betas, fused=True)
+    return base_optimizer(config.optimizer, groups, config.learning_rate, config.weight_decay, betas, fused)
 
 
 def make_spam(optimizer, config):

@@ -12,7 +12,6 @@ from glob import glob
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.errors import UserError
 
@@ -30,8 +29,16 @@ class World:
         return self.rank == 0
 
 
-def start(device="auto"):
-    """The World of this process; joins the process group where torchrun set one up. UserError for a device not here."""
+def start(device="auto", alone=False, deterministic=False):
+    """The World of this process; joins the process group where torchrun set one up. UserError for a device not here.
+
+    alone: without torchrun, make a process group of this process only, as sharding needs one.
+    deterministic: let torch use no operation whose result differs from run to run, at some cost in speed.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     check_driver(device)
     if device == "auto":
@@ -52,9 +59,13 @@ def start(device="auto"):
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    if "RANK" in os.environ:
+    if device.type == "cuda" and ("RANK" in os.environ or alone) and not dist.is_nccl_available():
+        raise UserError("this torch has no NCCL, through which several GPUs talk: run one process, or --device=cpu")
+    if "RANK" in os.environ or alone:
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", device_id=device if device.type == "cuda" else None
+            "nccl" if device.type == "cuda" else "gloo",
+            device_id=device if device.type == "cuda" else None,
+            **({} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)),
         )
     return World(int(os.environ.get("RANK", 0)), size, device)
 
@@ -68,8 +79,8 @@ def check_driver(device):
         and not torch.cuda.is_available()
     ):
         raise UserError(
-            f"device={device}: this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it; its driver is "
-            f"perhaps too old for CUDA {torch.version.cuda} (see nvidia-smi): update it, install a torch for it, "
+            f"device={device}: this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it; its driver "
+            f"is perhaps too old for CUDA {torch.version.cuda} (see nvidia-smi): update it, install a torch for it, "
             "or set --device=cpu"
         )
 
@@ -82,15 +93,22 @@ def stop():
 
 
 def compute_dtype(dtype, device):
-    """torch dtype of autocast: bfloat16 on request, or by itself on devices whose matrix units take it."""
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    fast = (
+    """torch dtype of autocast: bfloat16 on request, or by itself on devices whose matrix units take it.
+
+    UserError for a GPU that would only emulate it.
+    """
+    native = (
         torch.cuda.is_bf16_supported(including_emulation=False)
         if device.type == "cuda"
         else device.type == "cpu" and cpu_has_bf16()
     )
-    return torch.bfloat16 if fast else torch.float32
+    if dtype == "bfloat16" and device.type == "cuda" and not native:
+        raise UserError(f"dtype=bfloat16: {torch.cuda.get_device_name(device)} does not compute in it; --dtype=float32")
+    if dtype == "bfloat16" and device.type == "cpu" and not native and int(os.environ.get("RANK", 0)) == 0:
+        print("warning: dtype=bfloat16 is emulated by this CPU, many times slower than float32", file=sys.stderr)
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    return torch.bfloat16 if native else torch.float32
 
 
 def cpu_has_bf16():
@@ -132,23 +150,6 @@ def has_compiler(device):
         compilers = (os.environ.get("CC", "gcc"), "gcc", "clang")
         return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
     return device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-def data_parallel(model, world):
-    """The model under DDP where there are several ranks: gradients are averaged over them."""
-    if world.size == 1:
-        return model
-    return DistributedDataParallel(
-        model,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        bucket_cap_mb=128,  # torch.compile cuts the model where a bucket ends: at the default of 25, a 124M into 14
-        gradient_as_bucket_view=True,
-    )
-
-
-def averaging(model, on):
-    """The context of a micro-step: gradients are averaged over the ranks in the last one only, once a step."""
-    return nullcontext() if on or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def all_reduce_sum(tensor):

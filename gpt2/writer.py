@@ -24,6 +24,7 @@ from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.faults import point
 from gpt2.files import sync, write_json
+from gpt2.placement import whole
 
 CHUNK = 8 << 20  # bytes hashed and written at a time
 DTYPES = {
@@ -81,11 +82,6 @@ def write_safetensors(path, tensors):
 def bytes_of(tensor):
     """The memory of a CPU tensor, without a copy where it is contiguous."""
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-def whole(tensor):
-    """The full tensor of a sharded one, gathered from all ranks (a collective); others as they are."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class Snapshot:

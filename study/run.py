@@ -128,7 +128,7 @@ def facts_after(config, parameters):
     ends = [0, *(line["step"] for line in lines)]
     model = train_gpt2.make_model(train_gpt2.open_data(config)[0])
     path, manifest = checkpoint.at(config.out_dir)
-    checkpoint.load_model(model, checkpoint.load_tensors(path, "model.safetensors"))
+    checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
     layers = find_layers(model, is_prunable)
     zeros = {layer.name: int((layer.parameter == 0).sum()) for layer in layers}
     pruned, prunable = sum(zeros.values()), sum(layer.size for layer in layers)

@@ -1,0 +1,174 @@
+"""What safety costs: python -m bench.safety [--shapes quickstart 124M] [--rounds N] [--to results/safety/NAME.json]
+
+For each shape, in one process, steps with and without the guard against wrong numbers are taken in turn, so that drift
+of the machine meets both alike; then a look for silent faults and a checkpoint are timed: what the loop waits for it,
+and by how much it slows the steps that are taken while it is written. A step is one micro-batch here, the smallest a
+run can have, so that every share is an upper bound for runs that accumulate gradients. Shares are of the time between
+two such events at the intervals of the config.
+"""
+
+import argparse
+import dataclasses
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from gpt2 import parallel, silent
+from gpt2.config import load_config
+from gpt2.files import write_json
+from gpt2.guard import Guard, weight_of
+from gpt2.optimizer import make_optimizer
+from gpt2.placement import place
+from gpt2.state import save
+from gpt2.stops import Stops
+from gpt2.writer import Writer
+from train_gpt2 import make_model
+
+SHAPES = {"quickstart": ["config/quickstart.py"], "124M": ["config/gpt2_124m.py", "--batch_size=1"]}
+
+
+class Run:
+    """A model in training as train_gpt2.py has it, on random tokens, taken step by step."""
+
+    def __init__(self, config):
+        self.config, self.world = config, parallel.start(config.device)
+        self.dtype = parallel.compute_dtype(config.dtype, self.world.device)
+        compiling = parallel.should_compile(config.compile, self.world.device, config.vocab_size)
+        self.how = f"{self.world.device.type} {str(self.dtype)[6:]}{', compiled' if compiling else ''}"
+        self.exact = self.world.device.type == "cpu" and not compiling
+        self.model = make_model(config)
+        _, self.fast = place(self.model, config, self.world, self.dtype, compiling)
+        self.optimizer = make_optimizer(self.model, config)
+        self.guard = Guard(self.optimizer, 6.0, 10, self.world.device)
+        self.batch = torch.randint(config.vocab_size, (config.batch_size, config.block_size + 1)).to(self.world.device)
+
+    def loss_of(self, step):
+        with parallel.autocast(self.world.device, self.dtype):
+            return self.fast(self.batch[:, :-1], self.batch[:, 1:], False)[1]
+
+    def step(self, stops=None):
+        """Seconds of a step: with the guard and a look at what is asked from outside, or with neither."""
+        begin = time.perf_counter()
+        loss_sum = torch.zeros((), device=self.world.device)
+        for _ in stops.checked(range(1)) if stops else range(1):
+            loss = self.loss_of(0)
+            loss_sum += loss.detach()
+            loss.backward(weight_of(loss_sum, 1)) if stops else loss.backward()
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.guard.step(self.grad_norm) if stops else self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.finish()
+        return time.perf_counter() - begin
+
+    def finish(self):
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def measure(config, rounds):
+    """What safety costs in a run of `config`: a dict of seconds and shares."""
+    run, stops = Run(config), Stops()
+    for _ in range(2):
+        run.step(stops), run.step()
+    pairs = [(run.step(), run.step(stops)) for _ in range(rounds)]
+    plain, guarded = (statistics.median(seconds) for seconds in zip(*pairs))
+    looks = [timed(run, look, run) for _ in range(3)]
+    waiting, slower, written = checkpoint(run, plain)
+    shares = {
+        "guard": guarded / plain - 1,
+        "silent faults": min(looks[1:]) / (config.check_interval * plain),
+        "checkpoint, waiting": waiting / (config.checkpoint_interval * plain),
+        "checkpoint, slower steps": slower / (config.checkpoint_interval * plain),
+    }
+    seconds = dict(
+        step=plain, guarded_step=guarded, look=min(looks[1:]), waiting=waiting, slower=slower, writing=written
+    )
+    return dict(
+        how=run.how,
+        rounds=rounds,
+        parameters=sum(p.numel() for p in run.model.parameters()),
+        tokens_per_step=config.batch_size * config.block_size,
+        check_interval=config.check_interval,
+        checkpoint_interval=config.checkpoint_interval,
+        seconds=seconds,
+        shares=shares | {"all": sum(shares.values())},
+    )
+
+
+def timed(run, function, *arguments):
+    begin = time.perf_counter()
+    function(*arguments)
+    run.finish()
+    return time.perf_counter() - begin
+
+
+def look(run):
+    silent.check(0, run.model, run.fast, run.loss_of, (0,), run.exact, run.grad_norm)
+
+
+def checkpoint(run, plain):
+    """(seconds that the loop waits for it, that the steps taken meanwhile lose, until it is on the disk) of a save.
+
+    The second one, as in a run: the first makes the buffers of host memory.
+    """
+    with tempfile.TemporaryDirectory(dir=".") as folder, Writer(folder, keep=2) as writer:
+        for number in range(2):
+            writer.wait()
+            begin, lost = time.perf_counter(), 0.0
+            save(writer, run.config, number, None, {}, run.model, run.optimizer, None, run.guard, None)
+            waited = time.perf_counter() - begin
+            while writer.thread.is_alive():
+                lost += max(0.0, run.step() - plain)
+            written = time.perf_counter() - begin
+    return waited, lost, written
+
+
+def report(name, result):
+    """The lines of a shape's table."""
+    seconds, shares = result["seconds"], result["shares"]
+    ms = {part: f"{1000 * took:,.1f} ms" for part, took in seconds.items()}
+    ms["guard"] = f"{1000 * (seconds['guarded_step'] - seconds['step']):,.2f} ms"
+    check, save = (f"every {result[key]:,} steps" for key in ("check_interval", "checkpoint_interval"))
+    rows = [
+        ("guard, stops", ms["guard"], "every step", shares["guard"]),
+        ("look for silent faults", ms["look"], check, shares["silent faults"]),
+        ("checkpoint, the loop waits", ms["waiting"], save, shares["checkpoint, waiting"]),
+        ("checkpoint, slower steps", ms["slower"], save, shares["checkpoint, slower steps"]),
+        ("all", "", "", shares["all"]),
+    ]
+    head = (
+        f"{name}: {result['parameters'] / 1e6:,.1f} M parameters, {result['tokens_per_step']:,} tokens and "
+        f"{ms['step']} a step, {result['how']}, median of {result['rounds']}; "
+        f"a checkpoint is written in {seconds['writing']:.1f} s"
+    )
+    return "\n".join([head, *(f"  {what:28}{cost:>14}  {when:18}{share:9.3%}" for what, cost, when, share in rows)])
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.safety", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--rounds", type=int, default=10, help="steps of each kind that count")
+    parser.add_argument("--to", metavar="FILE.json", help="where to write the numbers")
+    args = parser.parse_args()
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    print(f"{machine}, {torch.get_num_threads()} threads", flush=True)
+    results = {}
+    for name in args.shapes:
+        config = load_config(SHAPES[name], {})
+        config = dataclasses.replace(config, vocab_size=65 if name == "quickstart" else 50257)
+        results[name] = measure(config, args.rounds)
+        print(report(name, results[name]), flush=True)
+    if args.to:
+        Path(args.to).parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.to, dict(machine=machine, threads=torch.get_num_threads(), shapes=results))
+
+
+if __name__ == "__main__":
+    main()

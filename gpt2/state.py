@@ -1,0 +1,48 @@
+"""The pieces of a run that a checkpoint holds: model, optimizer, and what works around them."""
+
+from dataclasses import asdict
+
+from gpt2 import checkpoint
+from gpt2.errors import UserError, first_line
+from gpt2.guard import finite
+from gpt2.model import GPT
+from gpt2.placement import at_rest
+
+
+def load_weights(model, config):
+    """Put the weights that init_from names, if it does, into the model; returns the step before the first."""
+    if config.init_from == "gpt2":
+        try:
+            checkpoint.load_model(model, GPT.from_hugging_face("gpt2").tensors())
+        except (ImportError, OSError) as error:
+            raise UserError(f"init_from=gpt2: Hugging Face's weights are not at hand: {first_line(error)}") from None
+    elif config.init_from not in ("auto", "scratch", "resume"):
+        path, _ = checkpoint.at(config.init_from)
+        checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
+    return 0
+
+
+def save(writer, config, step, val_loss, data, model, optimizer, spam, guard, pruner):
+    """Have the checkpoint of `step` written; every rank takes part. data: what the manifest says of the data."""
+    at_rest(model)  # a stop may have come in the middle of it
+    parameters, state = model.tensors(), pruner.state_dict() if pruner else {"buffers": {}}
+    states = checkpoint.optimizer_tensors(optimizer, parameters)
+    states |= {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
+    states |= {f"spam.{name}": tensor for name, tensor in spam.state_dict().items()} if spam else {}
+    states |= {f"guard.{name}": tensor for name, tensor in guard.state_dict().items()}
+    files = {"model.safetensors": parameters, "optimizer.safetensors": states}
+    writer.save(step, files, config=asdict(config), **data, val_loss=finite(val_loss), pruner=state)
+
+
+def restore(path, manifest, model, optimizer, spam, guard, pruner):
+    """Load what `save` wrote at `path`; returns its step."""
+    checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
+    tensors = checkpoint.open_tensors(path, "optimizer.safetensors")
+    checkpoint.load_optimizer(optimizer, model.tensors(), tensors)
+    of = lambda owner: {key.removeprefix(owner): t for key, t in tensors.items() if key.startswith(owner)}
+    for owner, piece in (("spam.", spam), ("guard.", guard)):
+        if piece:
+            piece.load_state_dict({name: tensor[...] for name, tensor in of(owner).items()})
+    if pruner:
+        pruner.load_state_dict(manifest["pruner"] | {"buffers": of("pruner.")})
+    return manifest["step"]

@@ -1,0 +1,111 @@
+"""FSDP2 trains and prunes as one process does; a checkpoint of any world goes on in any other."""
+
+import re
+import socket
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load
+
+from tests.conftest import SMALL, files_of, metrics_of
+from tests.gpt2.placement_worker import END, HALF, KINDS, SIZES, work
+
+OPTIONS = [
+    *SMALL,
+    "--criterion=bitter7",
+    "--prune_begin=2",
+    "--prune_end=6",
+    "--prune_interval=2",
+    "--lr_decay_iters=6",
+    "--eval_interval=3",
+    "--checkpoint_interval=2",
+    "--keep_checkpoints=1",
+]
+WORLDS = [(kind, size) for kind in KINDS for size in SIZES]
+
+
+@pytest.fixture(scope="module")
+def runs(data_dir, tmp_path_factory):
+    """The folder in which placement_worker.py left its runs."""
+    folder = tmp_path_factory.mktemp("worlds")
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(7)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("WORLDS", str(folder))
+        torch.multiprocessing.spawn(work, (ports, str(folder), str(data_dir), OPTIONS), nprocs=4)
+    return folder
+
+
+def check_same(run, reference):
+    """The losses and the sparsity of two runs agree, and the pruned sets at their end are the same."""
+    lines, expected = metrics_of(run), metrics_of(reference)
+    assert [line["step"] for line in lines] == list(range(1, END + 1))
+    for mine, theirs in zip(lines, expected, strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+        assert mine.get("val_loss", 0) == pytest.approx(theirs.get("val_loss", 0), rel=1e-4)
+        assert mine["sparsity"] == theirs["sparsity"]
+    (weights, _), (others, _) = (map(load, files_of(out_dir, END)) for out_dir in (run, reference))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        if re.search(r"(c_attn|c_proj|c_fc)\.weight$", name):
+            assert ((weight == 0) == (others[name] == 0)).all(), name
+
+
+def test_sharded_over_three_ranks_that_divide_nothing_it_trains_as_one_process(runs):
+    check_same(runs / "whole-fsdp-3", runs / "whole")
+
+
+def test_blocks_computed_again_change_nothing(runs):
+    check_same(runs / "recomputed", runs / "whole")
+
+
+@pytest.mark.parametrize("kind, size", WORLDS)
+def test_before_the_stop_every_world_has_the_losses_of_one_process(kind, size, runs):
+    lines = metrics_of(runs / f"{kind}-{size}")
+    assert [line["train_loss"] for line in lines] == pytest.approx(
+        [line["train_loss"] for line in metrics_of(runs / "whole")[:HALF]], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind, size", WORLDS)
+def test_a_checkpoint_goes_on_in_every_world(kind, size, runs):
+    for other, ranks in WORLDS:
+        check_same(runs / f"{kind}-{size}-to-{other}-{ranks}", runs / "whole")
+    same = runs / f"{kind}-{size}-to-{kind}-{size}"
+    one = runs / f"{kind}-{size}-to-ddp-1"
+    assert set(load(files_of(same, END)[1])) == set(load(files_of(one, END)[1])), "all states are in every checkpoint"
+
+
+def test_one_process_goes_on_to_the_same_bits(runs):
+    for kind in ("ddp", "fsdp"):
+        resumed, whole = (files_of(runs / name, END) for name in (f"{kind}-1-to-{kind}-1", "whole"))
+        for mine, theirs in zip(map(load, resumed), map(load, whole)):
+            assert all(np.array_equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinite_loss_on_one_rank_is_seen_by_all_before_the_update(kind, runs):
+    lines = metrics_of(runs / f"{kind}-one-loss-infinite")
+    assert [line.get("skipped_steps", 0) for line in lines] == [0, 0, 1, 1, 1, 1]
+    assert "train_loss" not in lines[2] and all("train_loss" in line for line in lines[3:])
+    assert [line["sparsity"] for line in lines] == [line["sparsity"] for line in metrics_of(runs / "whole")]
+    weights, states = (load(data) for data in files_of(runs / f"{kind}-one-loss-infinite", END))
+    assert all(np.isfinite(tensor).all() for tensor in (*weights.values(), *states.values()))
+    assert states["transformer.wte.weight.step"] == END - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_that_does_not_compute_the_same_twice_is_named_on_all(kind, runs):
+    for rank in range(2):
+        message = (runs / f"{kind}-not-the-same-twice-{rank}.txt").read_text()
+        assert message.startswith("step 2: rank 1 computed a micro-batch twice") and "up to there" in message
+
+
+def test_a_replica_whose_weight_lost_a_bit_is_named(runs):
+    for rank in range(4):
+        message = (runs / f"ddp-flipped-bit-{rank}.txt").read_text()
+        assert message.startswith("step 2: rank 2 differs from other replicas in transformer."), message
