@@ -1,17 +1,17 @@
 """FineWeb-Edu, or your own text, as token shards for train_gpt2.py.
 
-    python prepare_fineweb.py                                      # FineWeb-Edu's 10-billion-token sample: 20 GB of shards
-    python prepare_fineweb.py --input 'books/*.txt' --out_dir data/books --val_tokens 1_000_000
+    python prepare_fineweb.py                                  # FineWeb-Edu's 10-billion-token sample: 20 GB of shards
+    python prepare_fineweb.py --input 'books/*.txt' --out_dir data/books
     python prepare_fineweb.py --input a.parquet b.jsonl.gz --tokenizer byte --out_dir data/mine
     python prepare_fineweb.py --verify data/books
 
 Documents are streamed, tokenized by --workers processes, and written in their order as shards in llm.c's format, each
-document behind an end-of-text token; the first shard is for validation. Interrupted in any way, the same command goes on
-after the last whole shard. The shards do not depend on the number of workers or interruptions.
+document behind an end-of-text token. The first --val_tokens are for validation, by default a tenth of all and at most a
+shard. Interrupted in any way, the same command goes on after the last whole shard. The shards do not depend on the
+number of workers or interruptions.
 """
 
 import argparse
-import collections
 import contextlib
 import hashlib
 import json
@@ -21,128 +21,51 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 
 from gpt2 import tokenizer
+from gpt2.encoding import batches, encode, encoded
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import sync, write_json
+from gpt2.files import write_json
 from gpt2.hub import Hub
 from gpt2.progress import progress
-from gpt2.shards import HEADER_BYTES, PROGRESS, check_header, header, read_meta
+from gpt2.shards import CHUNK, HEADER_BYTES, PROGRESS, ShardFile, check_header, read_meta, summary
 from gpt2.sources import Files, pieces
 from gpt2.verify import verify
 from gpt2.workers import pool
 
 FINEWEB = "HuggingFaceFW/fineweb-edu"
-BATCH = 2**20  # bytes of text that a worker gets at a time, or a little more
-BYTES_PER_TOKEN = {
-    "gpt2": 5,
-    "char": 4,
-    "byte": 1,
-}  # at most, in a text of some length: for guessing how much room shards need
-
-
-class Batch(NamedTuple):
-    """Consecutive pieces of text, [(text, whether a document starts), ...], of `size` bytes together, read from `position` on."""
-
-    pieces: list
-    size: int
-    position: dict
-    done: float | None
-
-
-def batches(records):
-    """The records' texts as Batches of BATCH bytes or a little more; which ones depends on where reading began alone."""
-    texts, size, first = [], 0, None
-    for record in records:
-        first = first or record
-        texts.append((record.text, record.starts))
-        size += len(record.text)
-        if size >= BATCH:
-            yield Batch(texts, size, first.position, first.done)
-            texts, size, first = [], 0, None
-    if texts:
-        yield Batch(texts, size, first.position, first.done)
-
-
-def encode(name, characters, texts):
-    """The tokens of a Batch's pieces in one uint16 array, in a worker."""
-    words = tokenizer.load(name, characters)
-    start = np.array([words.end_of_text], np.uint16)
-    return np.concatenate(
-        [array for text, starts in texts for array in ([start] * starts + [words.encode(text.decode())])]
-    )
-
-
-def encoded(batches, workers, ahead, name, characters):
-    """(Batch, its tokens) in order from the pool `workers`, which is kept `ahead` batches ahead, not more."""
-    waiting = collections.deque()
-    for batch in batches:
-        waiting.append((batch._replace(pieces=None), workers.submit(encode, name, characters, batch.pieces)))
-        if len(waiting) > ahead:
-            batch, result = waiting.popleft()
-            yield batch, result.result()
-    for batch, result in waiting:
-        yield batch, result.result()
-
-
-class ShardFile:
-    """A shard that is being written: beside, under a name that ends in .tmp, until `close` puts it in its place."""
-
-    def __init__(self, path, size):
-        self.path, self.beside = path, path.with_name(f".{path.name}.tmp")
-        self.tokens, self.room, self.documents = 0, size, 0
-        self.file = open(self.beside, "w+b")
-        self.file.write(header(size))
-
-    def append(self, tokens, end_of_text):
-        self.file.write(tokens.astype("<u2", copy=False).data)
-        self.tokens, self.room = self.tokens + len(tokens), self.room - len(tokens)
-        self.documents += int(np.count_nonzero(tokens == end_of_text))
-
-    def close(self):
-        """What meta.json says of the shard, which is whole and in its place now."""
-        self.file.seek(0)
-        self.file.write(header(self.tokens))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.seek(0)
-        digest = hashlib.file_digest(self.file, "sha256").hexdigest()
-        self.file.close()
-        os.replace(self.beside, self.path)
-        sync(self.path.parent)
-        return {"name": self.path.name, "tokens": self.tokens, "documents": self.documents, "sha256": digest}
+# At most, in a text of some length: for guessing how much room shards need.
+BYTES_PER_TOKEN = {"gpt2": 5, "bpe": 5, "char": 4, "byte": 1}
 
 
 class Preparation:
-    """The shards in out_dir and how far they reach into the source. What is on the disk is always whole shards and, in
-    progress.json, the batch in which the last of them ended, with the number of that batch's tokens that it took."""
+    """The shards in out_dir and how far they reach into the source.
+
+    What is on the disk is always whole shards and, in progress.json, the batch in which the last of them ended, with
+    the number of that batch's tokens that it took.
+    """
 
     def __init__(self, args, source, identity, state):
         self.out_dir, self.args, self.source, self.identity = Path(args.out_dir), args, source, identity
-        self.state = state or identity | {
-            "characters": "",
-            "shards": [],
-            "position": None,
-            "taken": 0,
-            "bytes": 0,
-            "done": 0.0,
-        }
+        start = {"characters": "", "shards": [], "position": None, "taken": 0, "bytes": 0, "unencoded": 0, "done": 0.0}
+        self.state = state or identity | start
         self.shard = None
 
     def save(self, **changes):
-        write_json(self.out_dir / PROGRESS, self.state | changes)
+        write_progress(self.out_dir, self.state | changes)
 
     def size(self, number):
         return self.args.val_tokens or self.args.shard_size if number == 0 else self.args.shard_size
 
+    def path(self, number):
+        split = "train" if number else "val"
+        return self.out_dir / f"{self.source.name}_{split}_{number:06d}.bin"
+
     def open_shard(self, done):
         number = len(self.state["shards"])
         self.check_space(self.size(number), done)
-        split = "train" if number else "val"
-        self.shard = ShardFile(self.out_dir / f"{self.source.name}_{split}_{number:06d}.bin", self.size(number))
+        self.shard = ShardFile(self.path(number), self.size(number))
 
     def close_shard(self):
         self.state["shards"].append(self.shard.close())
@@ -163,7 +86,7 @@ class Preparation:
         self.state["bytes"] += batch.size
 
     def check_space(self, tokens, done):
-        """UserError where the disk has no room for the next `tokens` tokens, or for what is left of a source of known size."""
+        """UserError where the disk has no room for the next `tokens` tokens, or for what is left of a known size."""
         left = self.estimated_tokens(done)
         needed = HEADER_BYTES + 2 * (tokens if left is None else min(tokens, left))
         self.require(needed, f"shard {len(self.state['shards'])}")
@@ -172,42 +95,44 @@ class Preparation:
         """Tokens at least that are left to write, or None where nothing tells."""
         if None in (self.text_bytes, done) or self.args.min_score is not None or self.args.max_tokens is not None:
             return None
-        return int(self.text_bytes * (1 - done) / BYTES_PER_TOKEN[self.args.tokenizer])
+        return int(self.text_bytes * (1 - done) / BYTES_PER_TOKEN[self.words.name])
 
     def require(self, needed, what):
         free = shutil.disk_usage(self.out_dir).free
         if free < needed:
             raise UserError(
-                f"--out_dir {self.out_dir}: {free / 1e9:.3g} GB are free, but {what} needs about {needed / 1e9:.3g} GB: "
-                "free some space, then the same command continues, or choose another --out_dir"
+                f"--out_dir {self.out_dir}: {free / 1e9:.3g} GB are free, but {what} needs about {needed / 1e9:.3g} "
+                "GB: free some space, then the same command continues, or choose another --out_dir"
             )
 
     def run(self):
         with pool(self.args.workers) as workers:
-            for _ in range(self.args.workers):
-                workers.submit(encode, self.args.tokenizer, "", [(b"", False)])  # they start while the source is opened
+            for _ in range(self.args.workers):  # they start while the source is opened
+                workers.submit(encode, self.args.description, [(b"", False)])
             self.text_bytes = self.source.text_bytes()
             if self.args.tokenizer == "char" and not self.state["characters"]:
                 self.state["characters"] = characters_of(self.source)
-            words = tokenizer.load(self.args.tokenizer, self.state["characters"])
+            own = {"characters": self.state["characters"]} if self.args.tokenizer == "char" else {}
+            self.words = tokenizer.load(self.args.description | own)
             if (left := self.estimated_tokens(self.state["done"])) is not None:
                 self.require(2 * left, "the rest of the shards" if self.state["shards"] else "the whole")
             self.save()
-            self.write_shards(words, workers)
-        self.finish(words)
+            self.write_shards(workers)
+        self.part_validation()
+        self.finish()
 
-    def write_shards(self, words, workers):
+    def write_shards(self, workers):
         self.started, self.before = time.perf_counter(), self.tokens()
         read = batches(pieces(self.source.records(self.state["position"]), self.state["position"]))
         with progress_bar(self.state["done"]) as bar:
-            for batch, tokens in encoded(read, workers, 4 * self.args.workers, words.name, words.characters):
-                self.add(batch, tokens, words.end_of_text)
+            for batch, tokens, failures in encoded(read, workers, self.args.workers, self.words.describe()):
+                for number, why in failures:
+                    self.source.columns.refuse(f"{batch.places[number]}: cannot be tokenized: {why}")
+                self.add(batch, tokens, self.words.end_of_text)
+                self.state["unencoded"] += len(failures)  # after what may save it, as of `bytes`
                 total = self.tokens()
-                advance(
-                    bar,
-                    batch.done,
-                    f"{total / 1e6:,.1f} M tokens, {(total - self.before) / (time.perf_counter() - self.started) / 1e6:.2f} M/s",
-                )
+                rate = (total - self.before) / (time.perf_counter() - self.started)
+                advance(bar, batch.done, f"{total / 1e6:,.1f} M tokens, {rate / 1e6:.2f} M/s")
             advance(bar, 1.0)
         if self.shard:
             self.close_shard()
@@ -216,37 +141,49 @@ class Preparation:
         """In the shards so far, the one being written among them."""
         return sum(shard["tokens"] for shard in self.state["shards"]) + (self.shard.tokens if self.shard else 0)
 
-    def finish(self, words):
+    def part_validation(self):
+        """Without --val_tokens: leave a tenth of all tokens to the first shard, and make its rest the last shard.
+
+        Only where the first shard holds more than that. Begun again after a crash, it ends with the same files.
+        """
+        shards, total = self.state["shards"], self.tokens()
+        wanted = max(1, total // 10)
+        if self.args.val_tokens or not shards or shards[0]["tokens"] <= wanted:
+            return
+        first, last = self.path(0), self.path(len(shards))
+        whole = check_header(first)
+        if whole.tokens > wanted:
+            self.require(2 * whole.tokens, "parting the validation shard")
+            for path, start, end in ((last, wanted, whole.tokens), (first, 0, wanted)):
+                part = ShardFile(path, end - start)
+                for at in range(start, end, CHUNK):
+                    part.append(whole.read(at, min(CHUNK, end - at)), self.words.end_of_text)
+                part.close()
+        listed = [summary(path, self.words.end_of_text) for path in (first, last)]
+        self.state["shards"] = [listed[0], *shards[1:], listed[1]]
+
+    def finish(self):
         """meta.json, which says that all is there, and a table."""
-        shards, counts = self.state["shards"], self.source.columns.counts
+        shards, counts = self.state["shards"], dict(self.source.columns.counts)
+        counts["skipped"] += self.state["unencoded"]
         if len(shards) < 2:
             for path in [*(self.out_dir / shard["name"] for shard in shards), self.out_dir / PROGRESS]:
                 path.unlink()
-            raise UserError(
-                f"the source has {self.tokens():,} tokens, which all went into the validation set: "
-                "give a smaller --val_tokens"
-            )
+            all_in = "which all went into the validation set: give a smaller --val_tokens"
+            few = "too few for training and validation"
+            raise UserError(f"the source has {self.tokens():,} tokens, {all_in if self.args.val_tokens else few}")
         documents = sum(shard["documents"] for shard in shards)
-        write_json(
-            self.out_dir / "meta.json",
-            dict(
-                **words.describe(),
-                vocab_size=words.vocab_size,
-                end_of_text=words.end_of_text,
-                **self.identity,
-                documents=documents,
-                bytes=self.state["bytes"],
-                **counts,
-                shards=shards,
-            ),
-        )
+        words = self.words
+        own = dict(tokenizer=words.name, vocab_size=words.vocab_size, end_of_text=words.end_of_text) | words.describe()
+        found = {"documents": documents, "bytes": self.state["bytes"]} | counts | {"shards": shards}
+        write_json(self.out_dir / "meta.json", own | self.identity | found)
         (self.out_dir / PROGRESS).unlink()
         total, seconds = self.tokens(), time.perf_counter() - self.started
         lines = {
             "documents": f"{documents:,}",
-            "tokens": f"{total:,}",
-            "tokens a document": f"{total / documents:,.1f}",
-            "bytes a token": f"{self.state['bytes'] / (total - documents):.3f}",
+            "tokens": f"{total:,}, {shards[0]['tokens']:,} of them for validation",
+            "tokens a document": f"{total / max(1, documents):,.1f}",
+            "bytes a token": f"{self.state['bytes'] / max(1, total - documents):.3f}",
             "shards": f"{len(shards)} in {self.out_dir}",
             "seconds": f"{seconds:.1f}",
             "tokens a second": f"{(total - self.before) / seconds:,.0f}",
@@ -291,8 +228,9 @@ def prepare(args):
         for shard in found["shards"]:
             check_header(out_dir / shard["name"])
     if meta:
+        tokens = sum(shard["tokens"] for shard in meta["shards"])
         return print(
-            f"{out_dir} is finished: {len(meta['shards'])} shards, {sum(shard['tokens'] for shard in meta['shards']):,} tokens; "
+            f"{out_dir} is finished: {len(meta['shards'])} shards, {tokens:,} tokens; "
             f"to check them: prepare_fineweb.py --verify {out_dir}"
         )
     source.open()
@@ -314,13 +252,17 @@ def prepare(args):
                 raise
     except OSError as error:
         raise UserError(
-            f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: the same command continues"
+            f"--out_dir {out_dir}: cannot be written: {error.strerror or error}; whole shards are kept: "
+            "once it can, the same command continues"
         ) from None
 
 
 @contextlib.contextmanager
 def alone_in(out_dir):
-    """Hold the folder for this process, however it ends. UserError where another holds it; where the system has no such locks, all may."""
+    """Hold the folder for this process, however it ends. UserError where another holds it.
+
+    Where the system has no such locks, all may.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -346,27 +288,46 @@ def remove_unfinished(out_dir):
 
 
 def what_is_in(out_dir):
-    """(progress of an unfinished preparation, meta.json of a finished one), either or both None. UserError where there is something else."""
+    """(progress of an unfinished preparation, meta.json of a finished one), either or both None.
+
+    UserError where there is something else.
+    """
     if out_dir.exists() and not out_dir.is_dir():
         raise UserError(f"--out_dir {out_dir}: is a file")
-    meta = read_meta(out_dir)
-    if meta.get("arguments"):
-        return None, meta
     try:
-        return json.loads((out_dir / PROGRESS).read_text()), None
-    except FileNotFoundError:
-        pass
-    except ValueError as error:
-        raise UserError(
-            f"{out_dir / PROGRESS}: is damaged ({error}): remove {out_dir}, or choose another --out_dir"
-        ) from None
-    if out_dir.exists() and (
-        others := sorted(path.name for path in out_dir.iterdir() if not path.name.startswith("."))
-    ):
+        meta, state = read_meta(out_dir), read_progress(out_dir)
+        others = (
+            sorted(path.name for path in out_dir.iterdir() if not path.name.startswith(".")) if out_dir.exists() else []
+        )
+    except OSError as error:
+        raise UserError(f"--out_dir {out_dir}: cannot be read: {error.strerror}") from None
+    if isinstance(meta.get("arguments"), dict) and isinstance(meta.get("source"), dict) and meta.get("shards"):
+        return None, meta
+    if others and not state:
         raise UserError(
             f"--out_dir {out_dir}: holds something else ({', '.join(others[:3])}): choose another, or empty it"
         )
-    return None, None
+    return state, None
+
+
+def write_progress(out_dir, state):
+    text = json.dumps(state)
+    write_json(out_dir / PROGRESS, state | {"check": hashlib.sha256(text.encode()).hexdigest()})
+
+
+def read_progress(out_dir):
+    """What `write_progress` wrote, or None where it did not. UserError where the file is damaged."""
+    path = out_dir / PROGRESS
+    try:
+        state = json.loads(path.read_text())
+        check = state.pop("check")
+        if check == hashlib.sha256(json.dumps(state).encode()).hexdigest():
+            return state
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{path}: is damaged, or an earlier version's: remove {out_dir}, or choose another --out_dir")
 
 
 def require_same(found, arguments, out_dir):
@@ -380,13 +341,28 @@ def require_same(found, arguments, out_dir):
                 if file not in there or file not in here or there.index(file) != here.index(file)
             )
             raise UserError(
-                f"--out_dir {out_dir}: was begun with other --input files: {path} ({size} bytes) is new, changed, missing or in another "
-                "place: give the same files, or another --out_dir"
+                f"--out_dir {out_dir}: was begun with other --input files: {path} ({size} bytes) is new, changed, "
+                "missing or in another place: give the same files, or another --out_dir"
             )
         if there != here:
             raise UserError(
-                f"--out_dir {out_dir}: was begun with --{name} {there}, not {here}: give the same arguments, or another --out_dir"
+                f"--out_dir {out_dir}: was begun with --{name} {there}, not {here}: "
+                "give the same arguments, or another --out_dir"
             )
+
+
+def described(name):
+    """(name, description) of --tokenizer: of a file the name is its contents', wherever it lies."""
+    if name in tokenizer.NAMES:
+        return name, {"tokenizer": name, "characters": ""}
+    if not os.path.isfile(name):
+        raise UserError(f"--tokenizer {name}: expected {', '.join(tokenizer.NAMES)} or the path of a tokenizer.json")
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+        words = tokenizer.load({"tokenizer": "bpe", "tokenizer_json": text})
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"--tokenizer {name}: {error}") from None
+    return f"bpe {hashlib.sha256(text.encode()).hexdigest()[:12]}", words.describe()
 
 
 def number(text):
@@ -401,7 +377,8 @@ def parse(arguments):
         "--input",
         nargs="+",
         metavar="PATH",
-        help="your own text instead of the hub's: files, globs or folders of .parquet, .jsonl, .txt (the last two also .gz, .zst)",
+        help="your own text instead of the hub's: files, globs or folders of .parquet, .jsonl, .txt "
+        "(the last two also .gz, .zst)",
     )
     parser.add_argument(
         "--dataset", default=FINEWEB, help="dataset of the Hugging Face hub, or a folder of one (default: %(default)s)"
@@ -427,10 +404,17 @@ def parse(arguments):
         help="leave out documents that are empty, null or no JSON, and count them, instead of stopping",
     )
     parser.add_argument("--out_dir", default="data/fineweb_edu", help="folder for the shards (default: %(default)s)")
-    parser.add_argument("--tokenizer", choices=tokenizer.NAMES, default="gpt2", help="(default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer",
+        default="gpt2",
+        metavar="NAME_OR_PATH",
+        help="gpt2, char, byte, or the path of a tokenizer.json, as gpt2.bpe writes it (default: %(default)s)",
+    )
     parser.add_argument("--shard_size", type=number, default=100_000_000, help="tokens a shard (default: %(default)s)")
     parser.add_argument(
-        "--val_tokens", type=number, help="tokens of the first shard, for validation (default: --shard_size)"
+        "--val_tokens",
+        type=number,
+        help="tokens of the first shard, for validation (default: a tenth of all, at most --shard_size)",
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: as many as cores)")
     parser.add_argument(
@@ -441,10 +425,12 @@ def parse(arguments):
         arguments = [*arguments[:where], f"--document_separator={arguments[where + 1]}", *arguments[where + 2 :]]
     args = parser.parse_args(arguments)
     for name in ("shard_size", "val_tokens", "workers"):
-        if not 1 <= (getattr(args, name) or (1 if name == "val_tokens" and args.val_tokens is None else 0)) < 2**31:
-            raise UserError(f"--{name} {getattr(args, name)}: expected a number from 1 to {2**31 - 1:,}")
+        value = getattr(args, name)
+        if value is not None and not 1 <= value < 2**31:
+            raise UserError(f"--{name} {value}: expected a number from 1 to {2**31 - 1:,}")
     if args.dataset == FINEWEB and args.name is None:
         args.name = "sample-10BT"
+    args.tokenizer, args.description = described(args.tokenizer)
     return args
 
 

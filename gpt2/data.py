@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gpt2.errors import UserError
-from gpt2.shards import check_tokens, read_meta, tokens_of
+from gpt2.shards import check_tokens, read_meta
 
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file too large to be hashed at every start
 SCAN_TOKENS = 2**28  # data up to this size are read in full at start, to find a token out of range before training does
@@ -39,21 +39,24 @@ class Windows:
             )
         if sum(shard.tokens for shard in shards) <= SCAN_TOKENS:
             for shard in shards:
-                check_tokens(shard.path, shard.read(), vocab_size)
+                for _, tokens in shard.chunks():
+                    check_tokens(shard.path, tokens, vocab_size)
 
     def __len__(self):
         return int(self.ends[-1])
 
     def __getitem__(self, numbers):
-        rows = np.empty((len(numbers), self.block_size + 1), dtype=np.int64)
+        rows = np.empty((len(numbers), self.block_size + 1), dtype="<u2")
         which = np.searchsorted(self.ends, numbers, side="right")
-        for row, number, index in zip(rows, numbers, which):
-            shard = self.shards[index]
-            start = (number - (self.ends[index - 1] if index else 0)) * self.block_size
-            window = tokens_of(shard)[start : start + self.block_size + 1]
-            check_tokens(shard.path, window, self.vocab_size)
-            row[:] = window
-        rows = torch.from_numpy(rows)
+        starts = (numbers - np.concatenate([[0], self.ends])[which]) * self.block_size
+        for index in np.unique(which):
+            self.shards[index].check()
+        for row, index, start in zip(rows, which.tolist(), starts.tolist()):
+            self.shards[index].fill(row, start)
+        if rows.size and rows.max() >= self.vocab_size:
+            for row, index in zip(rows, which):
+                check_tokens(self.shards[index].path, row, self.vocab_size)
+        rows = torch.from_numpy(rows.astype(np.int64))
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 

@@ -1,19 +1,22 @@
-"""The Hugging Face hub: whether it can be reached, asked once (its own client retries for half a minute before it says no), and
-its datasets as a source of text, document by document, as gpt2/sources.py has it."""
+"""The Hugging Face hub: whether it can be reached, asked once (its own client retries for half a minute before it says no),
+and its datasets as a source of text, document by document, as gpt2/sources.py has it."""
 
+import errno
 import os
 import time
 from pathlib import Path
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.sources import Columns, Record
 
 HUB_PATIENCE = 6  # attempts in a row that bring no row, before a run gives up; the pauses between them double
 ROWS_A_STATE = 100  # rows of the hub between two notes of where its reader stands
+NETWORK_LIBRARIES = {"aiohttp", "h11", "http", "httpcore", "httpx", "requests", "socket", "ssl", "urllib3"}
+NETWORK_ERRNOS = {errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EPIPE}
 
 
 def import_datasets():
-    """The module `datasets`; where the hub does not answer within 5 seconds, in its offline mode, which uses the local cache alone."""
+    """The module `datasets`; where the hub does not answer within 5 seconds, in its offline mode, on the local cache."""
     if "HF_HUB_OFFLINE" not in os.environ:
         import urllib.error
         import urllib.request
@@ -31,8 +34,10 @@ def import_datasets():
 
 
 def commit(dataset, revision):
-    """The commit for which `revision` (None: the newest) stands now, so that a continued preparation reads the same data; as given where the
-    hub cannot be asked, and for a folder."""
+    """The commit for which `revision` (None: the newest) stands now, so that a continued preparation reads the same data.
+
+    As given where the hub cannot be asked, and for a folder.
+    """
     if os.path.isdir(dataset):
         return revision
     import_datasets()  # which finds out whether the hub answers
@@ -44,11 +49,58 @@ def commit(dataset, revision):
         return revision
 
 
-class Hub:
-    """Documents of a dataset, streamed with the library `datasets`: one of the Hugging Face hub's, or a folder on this machine.
+def causes(error):
+    """The error and what it came from, in turn."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
-    revision: the commit of a preparation that is continued, or None. A row that cannot be fetched is tried again, with growing pauses,
-    from where the reader stood.
+
+def status_of(error):
+    """The HTTP status that an error, or one that it came from, carries; None where none does."""
+    for cause in causes(error):
+        for owner in (getattr(cause, "response", None), cause):
+            for name in ("status_code", "status"):
+                if isinstance(status := getattr(owner, name, None), int):
+                    return status
+    return None
+
+
+def passes(error):
+    """Whether the same request may succeed later: a server that is busy or broken, a connection that is slow or lost."""
+    if (status := status_of(error)) is not None:
+        return status in (408, 425, 429) or status >= 500
+    return any(
+        isinstance(cause, ConnectionError | TimeoutError)
+        or isinstance(cause, OSError)
+        and cause.errno in NETWORK_ERRNOS
+        or type(cause).__module__.partition(".")[0] in NETWORK_LIBRARIES
+        for cause in causes(error)
+    )
+
+
+def explained(error, dataset):
+    """What is wrong with a dataset, whole and in one line, and the way out."""
+    problem = " ".join(str(error).split()) or first_line(error)
+    status, kinds = status_of(error), {type(cause).__name__ for cause in causes(error)}
+    if status in (401, 403) or "GatedRepoError" in kinds:
+        way = f"log in with `hf auth login`, and accept its terms at https://huggingface.co/datasets/{dataset}"
+    elif status == 404 or kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
+        way = "look up the right --dataset, --name, --split and --revision"
+    elif kinds & {"CastError", "DatasetGenerationCastError"}:
+        way = (
+            "its files differ in their columns: download them and give them as --input, which reads --text_column alone"
+        )
+    else:
+        way = "files that were downloaded, or text of your own, are prepared with --input FILE_OR_GLOB ..."
+    return f"{problem}; {way}"
+
+
+class Hub:
+    """Documents of a dataset, streamed with the library `datasets`: one of the hub's, or a folder on this machine.
+
+    revision: the commit of a preparation that is continued, or None. A row that cannot be fetched for a reason that
+    passes is tried again, with growing pauses, from where the reader stood.
     """
 
     def __init__(self, args, revision):
@@ -64,14 +116,11 @@ class Hub:
         )
         try:
             splits = self.load().info.splits or {}
-        except (ConnectionError, datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            offline = not os.path.isdir(args.dataset) and (
-                isinstance(error, ConnectionError) or "HF_HUB_OFFLINE" in os.environ
-            )
-            what = "the Hugging Face hub cannot be reached" if offline else str(error).splitlines()[0]
-            raise UserError(
-                f"{args.dataset}: {what}; text of your own is prepared with --input FILE_OR_GLOB ..."
-            ) from None
+        except Exception as error:  # every layer below has errors of its own
+            offline = not os.path.isdir(args.dataset) and (passes(error) or "HF_HUB_OFFLINE" in os.environ)
+            way = "text of your own is prepared with --input FILE_OR_GLOB ..."
+            what = f"the Hugging Face hub cannot be reached; {way}" if offline else explained(error, args.dataset)
+            raise UserError(f"{args.dataset}: {what}") from None
         self.rows, self.bytes = (getattr(splits.get(args.split), what, None) for what in ("num_examples", "num_bytes"))
 
     def text_bytes(self):
@@ -85,10 +134,11 @@ class Hub:
             if number == 0:
                 self.columns.check(self.args.dataset, row)
             where = {"state": state, "since": since, "number": number} | self.columns.counts
-            number += 1
-            text = self.columns.document(row.get(self.columns.text), row, f"{self.args.dataset}: row {number - 1}")
+            place = f"{self.args.dataset}: row {number}"
+            text = self.columns.document(row.get(self.columns.text), row, place)
             if text is not None:
-                yield Record(text, True, where, where["number"] / self.rows if self.rows else None)
+                yield Record(text, True, where, min(1.0, number / self.rows) if self.rows else None, place)
+            number += 1
 
     def patiently(self, state, since):
         """(state of the reader, rows since then, row), from the `since`-th row after `state` on, through failures of the network."""
@@ -109,10 +159,14 @@ class Hub:
             except UserError:
                 raise
             except Exception as error:  # every layer below has errors of its own
+                if not passes(error):
+                    raise UserError(
+                        f"{self.args.dataset}: cannot be read: {explained(error, self.args.dataset)}"
+                    ) from None
                 failures += 1
                 if failures == HUB_PATIENCE:
                     raise UserError(
-                        f"{self.args.dataset}: cannot be read on ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                        "the same command continues"
+                        f"{self.args.dataset}: cannot be read on ({type(error).__name__}: {first_line(error)}); "
+                        "when the network is back, the same command continues"
                     ) from None
                 time.sleep(2**failures)

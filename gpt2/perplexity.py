@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from gpt2 import parallel
 from gpt2.data import shuffled
 from gpt2.errors import UserError
-from gpt2.shards import check_tokens, tokens_of
+from gpt2.shards import check_tokens
 
 LOGITS = {"cpu": 2**26, "cuda": 2**29}  # computed at a time: 256 MiB and 2 GiB in float32
 
@@ -44,7 +44,8 @@ class Strides:
     def __getitem__(self, number):
         index = int(np.searchsorted(self.ends, number, side="right"))
         shard, place = self.shards[index], number - (self.ends[index - 1] if index else 0)
-        tokens = tokens_of(shard)[place * self.stride : place * self.stride + self.block_size + 1]
+        start = int(place) * self.stride
+        tokens = shard.read(start, min(self.block_size + 1, shard.tokens - start))
         check_tokens(shard.path, tokens, self.vocab_size)
         tokens = torch.from_numpy(tokens.astype(np.int64))
         inputs, targets = torch.zeros(self.block_size, dtype=torch.int64), torch.full((self.block_size,), -1)

@@ -10,7 +10,6 @@ from gpt2.errors import UserError
 from gpt2.progress import progress
 from gpt2.shards import PROGRESS, check_header, read_meta
 
-CHUNK = 2**22  # tokens read at a time
 SAMPLES, SAMPLE_TOKENS = 3, 60
 
 
@@ -43,28 +42,28 @@ def verify(folder):
         + (", and preparation has not ended" if (folder / PROGRESS).exists() else "")
     )
     print(
-        f"\n{folder}: {len(shards)} shards are whole: {tokens:,} tokens below {words.vocab_size:,}, {documents:,} documents; {known}"
+        f"\n{folder}: {len(shards)} shards are whole: {tokens:,} tokens below {words.vocab_size:,}, "
+        f"{documents:,} documents; {known}"
     )
 
 
 def check_shard(path, listed, expected, words, bar):
     """(Shard, number of documents that start in it). UserError where anything is wrong with it."""
-    shard = check_header(path)
+    shard, documents = check_header(path), 0
     with open(path, "rb") as file:
         digest = hashlib.sha256(file.read(shard.offset))
-    tokens, documents = shard.read(), 0
-    for start in range(0, shard.tokens, CHUNK):
-        part = tokens[start : start + CHUNK]
-        if (highest := int(part.max())) >= words.vocab_size:
+    for _, tokens in shard.chunks():
+        if (highest := int(tokens.max())) >= words.vocab_size:
             raise UserError(f"{path}: holds token {highest}, but the tokenizer {words.name} has {words.vocab_size:,}")
-        digest.update(part.data)
-        documents += int(np.count_nonzero(part == words.end_of_text))
-        bar.update(part.nbytes)
+        digest.update(tokens.data)
+        documents += int(np.count_nonzero(tokens == words.end_of_text))
+        bar.update(tokens.nbytes)
     if expected and listed is None:
         raise UserError(f"{path}: is not listed in meta.json")
     if listed and digest.hexdigest() != listed["sha256"]:
         raise UserError(
-            f"{path}: its sha256 is {digest.hexdigest()[:12]}..., not the {listed['sha256'][:12]}... of meta.json: it was changed or damaged"
+            f"{path}: its sha256 is {digest.hexdigest()[:12]}..., not the {listed['sha256'][:12]}... of meta.json: "
+            "it was changed or damaged"
         )
     return shard, documents
 
@@ -72,19 +71,15 @@ def check_shard(path, listed, expected, words, bar):
 def show(shards, words):
     """Print the beginnings of documents from shards spread over all."""
     for index in sorted({i * (len(shards) - 1) // (SAMPLES - 1) for i in range(SAMPLES)}):
-        shard, documents = shards[index]
-        tokens = shard.read()
-        first = (
-            next(
-                (
-                    start + int(np.argmax(part))
-                    for start in range(0, shard.tokens, CHUNK)
-                    if (part := tokens[start : start + CHUNK] == words.end_of_text).any()
-                ),
-                0,
-            )
-            if documents
-            else 0
-        )
-        text = words.decode(tokens[first + bool(documents) : first + 1 + SAMPLE_TOKENS].tolist())
-        print(f"\n{Path(shard.path).name}, from token {first:,}:\n  {text!r}")
+        shard, _ = shards[index]
+        first = first_document(shard, words.end_of_text)
+        tokens = shard.read(first, min(1 + SAMPLE_TOKENS, shard.tokens - first))
+        print(f"\n{Path(shard.path).name}, from token {first:,}:\n  {words.decode(tokens.tolist())!r}")
+
+
+def first_document(shard, end_of_text):
+    """Where the first document of a Shard starts; 0 where one only goes on."""
+    for start, tokens in shard.chunks():
+        if (ends := tokens == end_of_text).any():
+            return start + int(np.argmax(ends))
+    return 0

@@ -1,5 +1,8 @@
 """Shards of other projects are read, ours are theirs, and what is no shard is named."""
 
+import hashlib
+import json
+import os
 import pickle
 import struct
 
@@ -8,7 +11,7 @@ import pytest
 
 from gpt2.data import Windows
 from gpt2.errors import UserError
-from gpt2.shards import find_shards
+from gpt2.shards import find_shards, read_meta
 from tests.conftest import refused, run
 
 TOKENS = np.random.default_rng(0).integers(0, 50257, 3000).astype(np.uint16)
@@ -106,3 +109,83 @@ def test_nanogpts_data_trains_and_its_pickle_is_left_alone(tmp_path):
     assert not (tmp_path / "exploded").exists()
     lines = refused(run("train_gpt2.py", *arguments, f"--out_dir={tmp_path}/other", check=False))
     assert len(lines) == 1 and "--data_format=raw" in lines[0]
+
+
+def in_use(folder, meta=True):
+    """Windows on one shard of TOKENS, beside the meta.json that lists it; one window was read."""
+    path = folder / "x_train_000001.bin"
+    write_like_llmc(path, TOKENS)
+    if meta:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        listed = {"name": path.name, "tokens": len(TOKENS), "documents": 1, "sha256": digest}
+        (folder / "meta.json").write_text(json.dumps({"shards": [listed]}))
+    windows = Windows(find_shards(folder, "train"), 100, 50257)
+    windows[[0]]
+    return path, windows
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("gone", "cannot be read any more: No such file"),
+        ("shrunk", "was changed while in use: 2024 bytes, not 7024"),
+        ("empty", "was changed while in use: 0 bytes"),
+        ("grown", "was changed while in use: 7026 bytes"),
+        ("other tokens", "its time of change is new, and its sha256 is not that of meta.json"),
+        ("another file", "its time of change is new, and its sha256 is not that of meta.json"),
+        ("a folder", "x_train_000001.bin: "),
+    ],
+)
+def test_a_shard_that_does_not_stay_what_it_was_is_named(fault, message, tmp_path):
+    path, windows = in_use(tmp_path)
+    data = bytearray(path.read_bytes())
+    if fault == "gone":
+        path.unlink()
+    elif fault in ("shrunk", "empty"):
+        os.truncate(path, 2024 if fault == "shrunk" else 0)
+    elif fault == "grown":
+        path.write_bytes(data + b"xx")
+    elif fault == "other tokens":
+        data[5000] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(1, 1))
+    elif fault == "another file":
+        data[5000] ^= 1
+        (tmp_path / "beside").write_bytes(data)
+        os.utime(tmp_path / "beside", ns=(2, 2))
+        os.replace(tmp_path / "beside", path)
+    else:
+        path.unlink()
+        path.mkdir()
+    with pytest.raises(UserError, match=f"x_train_000001.bin.*{message}" if fault != "a folder" else message) as error:
+        windows[[28]]
+    assert "\n" not in str(error.value)
+
+
+def test_a_shard_that_shrinks_in_the_midst_of_a_read_is_named(tmp_path, monkeypatch):
+    path, windows = in_use(tmp_path)
+    monkeypatch.setattr("gpt2.shards.Shard.check", lambda shard: None)  # it was looked at before
+    os.truncate(path, 6000)
+    with pytest.raises(UserError, match="x_train_000001.bin: was changed while in use: it ends before token 3000"):
+        windows.shards[0].read(2900, 100)
+
+
+def test_a_shard_that_was_only_touched_is_read_on_where_its_hash_is_known(tmp_path):
+    path, windows = in_use(tmp_path)
+    os.utime(path, ns=(3, 3))
+    assert windows[[7]][0][0].tolist() == TOKENS[700:800].tolist()
+    (tmp_path / "meta.json").unlink()
+    os.utime(path, ns=(4, 4))
+    with pytest.raises(UserError, match="time of change is new, and no meta.json tells"):
+        windows[[7]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1]", "{", "[" * 100_000, '{"shards": 1}', '{"shards": [{"name": "../x"}]}', '{"vocab_size": "x"}', "\xff"],
+)
+def test_a_meta_json_that_is_none_is_one_line(text, tmp_path):
+    (tmp_path / "meta.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="meta.json") as error:
+        read_meta(tmp_path)
+    assert "\n" not in str(error.value)
