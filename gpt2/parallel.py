@@ -72,12 +72,8 @@ def start(device="auto", alone=False, deterministic=False):
 
 def check_driver(device):
     """UserError where torch was built for a GPU that is here and cannot use it: the CPU is no silent substitute."""
-    if (
-        device in ("auto", "cuda")
-        and torch.version.cuda
-        and glob("/dev/nvidia[0-9]*")
-        and not torch.cuda.is_available()
-    ):
+    expected = device in ("auto", "cuda") and torch.version.cuda and glob("/dev/nvidia[0-9]*")
+    if expected and not torch.cuda.is_available():
         raise UserError(
             f"device={device}: this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it; its driver "
             f"is perhaps too old for CUDA {torch.version.cuda} (see nvidia-smi): update it, install a torch for it, "
