@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from functools import partial
 
 import torch
 
@@ -11,7 +12,7 @@ from pruning.layers import find_layers, find_ranks, is_prunable, keep, keep_wher
 from pruning.memory import predict
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import NotFiniteError, Scores
-from pruning.select import PRUNED, kth_smallest, leave_ties, score_of
+from pruning.select import PRUNED, leave_ties, score_of, search, thresholds
 
 
 class Pruner:
@@ -199,8 +200,8 @@ class Pruner:
             if not over:
                 self.threshold = threshold.key
                 return done + self.apply(free, threshold, total - done)
-            for i, cap in over:
-                done += self.apply([i], self.select([i], cap), cap)
+            for (i, cap), capped in zip(over, self.select_each(over)):
+                done += self.apply([i], capped, cap)
                 free.remove(i)
         return done
 
@@ -213,13 +214,25 @@ class Pruner:
                 f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers"
             )
         counts = exact_counts(shares, sizes, total, zeros)
-        return sum(self.apply([i], self.select([i], count), count) for i, count in enumerate(counts) if count)
+        wanted = [(i, count) for i, count in enumerate(counts) if count]
+        return sum(self.apply([i], threshold, count) for (i, count), threshold in zip(wanted, self.select_each(wanted)))
 
     def select(self, which, k, scores=None):
         """The Threshold of the k-th lowest weight among the layers `which`, by the criterion or by other `scores`."""
-        scores = scores or self.scores
+        return self.read([self.search(which, k, scores or self.scores)], which)[0]
+
+    def select_each(self, wanted):
+        """For each (i, k), the Threshold of the k-th lowest weight of layer i: one wait for the device, however many."""
+        return self.read([self.search([i], k, self.scores) for i, k in wanted], [i for i, _ in wanted])
+
+    def search(self, which, k, scores):
+        keys = partial(scores.counted, which)
+        return search(keys, k, len(which), scores.device, self.ranks.all_reduce, scores.sample(which))
+
+    def read(self, found, which):
+        """The Thresholds that were found among the layers `which`; NotFiniteError where scores are NaN."""
         try:
-            return kth_smallest(lambda: scores.counted(which), k, len(which), scores.device, self.ranks.all_reduce)
+            return thresholds(found)
         except FloatingPointError:
             raise NotFiniteError(
                 f"{self.scores.layer_with_nan(which)}: the criterion {self.criterion_name} gave NaN; nothing was pruned"
@@ -258,12 +271,11 @@ class Pruner:
         for place, i in enumerate(which):
             mine = place if len(quotas) > 1 else 0
             for rows in scores.chunks(i):
-                key = scores.keys(i, rows)
                 if partly:
-                    live, taken = leave_ties(key, threshold.key, quotas[mine])
-                    quotas[mine] -= taken
+                    live, taken = leave_ties(scores.keys(i, rows), threshold.key, quotas[mine])
+                    quotas[mine] = quotas[mine] - taken
                 else:
-                    live = torch.gt(key, threshold.key, out=torch.empty_like(key))
+                    live = scores.above(i, rows, threshold.key)
                 yield i, rows, live
 
     def zeros(self):

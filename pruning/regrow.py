@@ -73,3 +73,7 @@ class GradientScores(Scores):
         parameter = self.layers[i].parameter
         key = order_key(-local(parameter.grad)[rows].float().abs())
         return torch.where(local(parameter)[rows] == 0, key, EXCLUDED)
+
+    def above(self, i, rows, key):
+        keys = self.keys(i, rows)
+        return torch.gt(keys, key, out=keys)

@@ -8,9 +8,10 @@ import torch
 
 from pruning.criteria import magnitude
 from pruning.layers import full, local, nonzero
-from pruning.select import EXCLUDED, PRUNED, order_key
+from pruning.select import EXCLUDED, PRUNED, order_key, score_of
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
+SAMPLED = 2**22  # from so many weights on, a sample of them saves a pass over all
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1", "mean_exp_avg_sq")
 MATRIX_OPTIMIZERS = (
     "Muon",
@@ -118,6 +119,14 @@ class Scores:
                     yield place, self.keys(i, rows)
                 turn += 1
 
+    def sample(self, which):
+        """(keys of every 64th row of the layers `which`, for `search`; how many weights they have). None where it does not pay."""
+        size = sum(self.layers[i].size for i in which)
+        if self.device.type != "cpu" or self.pattern or size < SAMPLED:
+            return None
+        mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
+        return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], 64)) for i in mine), size
+
     def chunks(self, i):
         """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these rows."""
         layer = self.layers[i]
@@ -129,11 +138,17 @@ class Scores:
 
     def keys(self, i, rows):
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
-        highest = (
-            -nonzero(self.argument("weight", i, rows)) ^ PRUNED
-        )  # the largest int32 for a live weight, PRUNED for a zero
+        # the largest int32 for a live weight, PRUNED for a zero
+        highest = nonzero(self.argument("weight", i, rows)).neg_().bitwise_xor_(PRUNED)
         key = torch.minimum(order_key(self.score(i, rows)), highest)
         return self.within_pattern(key, self.layers[i].input_dim) if self.pattern else key
+
+    def above(self, i, rows, key):
+        """int32, 1 where the key of a weight is above `key`, else 0; either at pruned weights, which stay zero anyhow."""
+        if self.pattern or key in (PRUNED, EXCLUDED):
+            keys = self.keys(i, rows)
+            return torch.gt(keys, key, out=keys)
+        return torch.gt(score := self.score(i, rows), score_of(key), out=torch.empty_like(score, dtype=torch.int32))
 
     def score(self, i, rows):
         """float32 scores of these rows of layer i."""
@@ -158,7 +173,7 @@ class Scores:
         if name == "position":
             first = layer.first + (layer.row + rows.start) * layer.row_size
             shape = (rows.stop - rows.start, *layer.shape[1:])
-            return torch.arange(first, first + math.prod(shape), device=self.device).view(shape)
+            return torch.arange(first, first + math.prod(shape), device=self.device).view(shape)[:: rows.step]
         if name == "beta1":
             return self.group_of[i]["betas"][0]
         if name == "mean_exp_avg_sq":

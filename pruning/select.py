@@ -1,8 +1,12 @@
-"""The exact k-th smallest score, by streaming: two passes of counting, no sort, no gathering.
+"""The exact k-th smallest score, by streaming: passes of counting, no sort, no gathering.
 
 Scores become 32-bit integers of the same order. A first pass counts their high 16 bits into a histogram, which, summed
-over the ranks, names the bucket that holds rank k; a second pass counts the low 16 bits inside that bucket. The memory is
-one chunk and 512 KiB, and that is all that ranks exchange in a pass, whatever the number of weights.
+over the ranks, names the bucket that holds rank k; a second pass counts the keys in that bucket one by one. With a sample
+at hand, the first pass goes over it alone, and the second over the few buckets in which rank k then must lie; where it
+turns out not to, both passes go over all keys. The memory is one chunk and the counts (512 KiB a pass, up to 8 MiB after
+a sample), and that is all that ranks exchange, whatever the number of weights.
+
+On a GPU nothing here waits for the device before the result is read.
 """
 
 from dataclasses import dataclass
@@ -11,8 +15,9 @@ import torch
 
 PRUNED = -(2**31)  # the key of a weight that is pruned already: below every score
 EXCLUDED = 2**31 - 1  # the key of one that may not be pruned: above every score
+INFINITE = 0x7F800000  # the key of infinity; beyond it, and below that of -infinity, lie NaNs
 BUCKETS = 2**16
-NAN_BUCKETS = [*range(0xFFC0, 0xFFFF), *range(0x0001, 0x0040)]  # high bits of positive and negative quiet NaNs
+MOST_BITS = 20  # at most 2^20 keys are counted one by one
 
 
 def order_key(scores):
@@ -42,58 +47,115 @@ class Threshold:
     most: list
 
 
-def kth_smallest(keys, k, layers, device, all_reduce):
-    """The Threshold of rank k, 1 <= k <= number of keys. FloatingPointError where scores were NaN.
+def kth_smallest(keys, k, layers, device, all_reduce, sample=None):
+    """The Threshold of rank k, 1 <= k <= number of keys. FloatingPointError where scores were NaN. Arguments of `search`."""
+    return thresholds([search(keys, k, layers, device, all_reduce, sample)])[0]
 
-    keys: called once a pass, yields (layer, int32 tensor) for the weights that this rank counts;
-    layers: how many there are; all_reduce: sums an int64 tensor over the ranks, in place.
-    """
-    high = histogram(((key >> 16) + BUCKETS // 2 for _, key in keys()), device)
-    all_reduce(high)
-    if int(high[NAN_BUCKETS].sum()):
+
+def thresholds(found):
+    """The Thresholds that `search` found: the one time that the host waits for the device in a selection."""
+    numbers = torch.stack(found).tolist()
+    if any(nans for _, _, _, nans, *_ in numbers):
         raise FloatingPointError("scores are NaN")
-    bucket, before = bucket_of(high, k)
-
-    most = torch.zeros(layers, dtype=torch.int64, device=device)
-    last_of_bucket = ((bucket - BUCKETS // 2) << 16) + 0xFFFF
-
-    def inside():
-        for layer, key in keys():
-            most[layer] += (key <= last_of_bucket).sum()
-            yield key[(key >> 16) == bucket - BUCKETS // 2] & 0xFFFF
-
-    low = histogram(inside(), device)
-    both = all_reduce(torch.cat([low, most]))
-    low, most = both[:BUCKETS], both[BUCKETS:]
-    within, before_within = bucket_of(low, k - before)
-    return Threshold(((bucket - BUCKETS // 2) << 16) + within, before + before_within, int(low[within]), most.tolist())
+    return [Threshold(key, below, ties, most) for key, below, ties, _, *most in numbers]
 
 
-def histogram(pieces, device):
-    """How often each number below BUCKETS occurs in the integer tensors `pieces`; small ones are counted together."""
-    counts, waiting, size = torch.zeros(BUCKETS, dtype=torch.int64, device=device), [], 0
-    for piece in pieces:
-        waiting.append(piece.flatten())
-        size += piece.numel()
-        if size >= BUCKETS:
-            counts += torch.bincount(torch.cat(waiting) if len(waiting) > 1 else waiting[0], minlength=BUCKETS)
-            waiting, size = [], 0
-    if size:
-        counts += torch.bincount(torch.cat(waiting), minlength=BUCKETS)
-    return counts
+def search(keys, k, layers, device, all_reduce, sample=None):
+    """int64 [4 + layers] on `device`: key, below, ties, whether scores were NaN, and most, of the Threshold of rank k.
+
+    keys: called once a pass, yields (layer, int32 tensor) for the weights that this rank counts; layers: how many there
+    are; all_reduce: sums an int64 tensor over the ranks, in place; sample: (int32 tensors of some of the keys that this
+    rank counts, how many keys there are on all ranks), or None.
+    """
+    if sample:
+        tensors, size = sample
+        counts = all_reduce(histogram(map(high_bits, tensors), device))
+        first, bits = likely_window(counts, k / size)
+        if bits <= MOST_BITS:
+            found, inside = search_window(keys, k, first, bits, layers, device, all_reduce)
+            if inside:
+                return found
+    counts = all_reduce(histogram((high_bits(key) for _, key in keys()), device))
+    bucket = torch.searchsorted(counts.cumsum(0), k)
+    return search_window(keys, k, first_key(bucket), 16, layers, device, all_reduce)[0]
 
 
-def bucket_of(counts, k):
-    """(the bucket that holds rank k, how many lie in the buckets before it)."""
+def high_bits(key):
+    """The number of the bucket, from 0, of each key."""
+    return (key >> 16) + BUCKETS // 2
+
+
+def first_key(bucket):
+    """The first key of a bucket."""
+    return (bucket - BUCKETS // 2) << 16
+
+
+def likely_window(counts, share):
+    """(first key, bits) of a window of 2^bits keys in which the given share of all keys ends.
+
+    counts: how often each bucket occurs in a sample. Where a share of the whole ends in it has a standard deviation of at
+    most half the square root of its size; eight of them are allowed for, since rows of a weight are no independent draws.
+    """
     total = counts.cumsum(0)
-    bucket = int(torch.searchsorted(total, k))
-    return bucket, int(total[bucket - 1]) if bucket else 0
+    number = int(total[-1])
+    margin = 4 * number**0.5
+    ranks = torch.tensor([share * number - margin, share * number + margin], dtype=torch.float64)
+    low, high = torch.searchsorted(total.to(ranks.dtype), ranks).clamp(max=BUCKETS - 1).tolist()
+    bits = 16 + (high - low).bit_length()
+    return first_key(min(low, BUCKETS - 2 ** (bits - 16))), bits
+
+
+def search_window(keys, k, first, bits, layers, device, all_reduce):
+    """(what `search` returns, whether rank k is among the 2^bits keys from `first` on; the former holds only if it is)."""
+    size = 2**bits
+    most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
+
+    def offsets():
+        for layer, key in (part for part in keys() if part[1].numel()):
+            most[layer] += torch.le(key, first + (size - 1), out=torch.empty_like(key)).sum(dtype=torch.int32)
+            magnitude = (key ^ (key >> 31)).add_(1)  # by 1 too large, so that PRUNED and EXCLUDED wrap below zero
+            worst[layer] = torch.maximum(worst[layer], magnitude.max())
+            offset = key - first
+            yield offset, (offset >> bits) == 0
+
+    counts = histogram(offsets(), device, size)
+    counts, most, nans = all_reduce(torch.cat([counts, most, worst > INFINITE + 1])).split([size, layers, layers])
+    total = counts.cumsum(0)
+    before = most.sum() - total[-1:]
+    place = torch.searchsorted(total, k - before).clamp(max=size - 1)
+    ties = counts.gather(0, place)
+    below = before + total.gather(0, place) - ties
+    inside = (before < k) & (k <= before + total[-1:])
+    return torch.cat([first + place, below, ties, nans.sum(0, keepdim=True), most]), inside
+
+
+def histogram(pieces, device, size=BUCKETS):
+    """int64 [size]: how often each number below `size` occurs.
+
+    pieces: integer tensors, or (integer tensor, mask of those of its numbers that count; the others may be any). A GPU
+    adds all of them, the others as zeros, since it would have to wait for a choice; on a CPU small pieces are counted together.
+    """
+    counts, waiting, length = torch.zeros(size, dtype=torch.int64, device=device), [], 0
+    for piece in pieces:
+        numbers, chosen = piece if isinstance(piece, tuple) else (piece, None)
+        if counts.device.type != "cpu":
+            numbers = numbers.flatten().to(torch.int64)
+            ones = torch.ones_like(numbers) if chosen is None else chosen.flatten().to(torch.int64)
+            counts.scatter_add_(0, numbers & (size - 1), ones)  # the others are spread, lest all meet at one address
+            continue
+        waiting.append(numbers.flatten() if chosen is None else numbers[chosen])
+        length += len(waiting[-1])
+        if length >= size:
+            counts += torch.bincount(torch.cat(waiting), minlength=size)
+            waiting, length = [], 0
+    return counts + torch.bincount(torch.cat(waiting), minlength=size) if length else counts
 
 
 def leave_ties(key, threshold, quota):
-    """(live, taken): live is 0 where key < threshold and at the first `quota` places, in order, where it equals it, else 1."""
+    """(live, taken): live is 0 where key < threshold and at the first `quota` places, in order, where it is equal, else 1.
+
+    quota and taken may be tensors, so that nothing waits for the device.
+    """
     ties = key == threshold
-    count = int(ties.sum())
-    if count > quota:
-        ties = ties & (ties.flatten().cumsum(0) <= quota).view_as(ties)
-    return ((key >= threshold) & ~ties).to(torch.int32), min(count, quota)
+    taken = ties & (ties.flatten().cumsum(0) <= quota).view_as(ties)
+    return ((key >= threshold) & ~taken).to(torch.int32), taken.sum()

@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import Pruner
-from pruning.select import histogram, kth_smallest, order_key, score_of
+from pruning.select import EXCLUDED, PRUNED, histogram, kth_smallest, order_key, score_of
 from tests.pruning.helpers import adam_with, by_exp_avg, linears, lowest, zeros_of
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1e-38, 3e38, -3e38, float("inf"), -float("inf"), 1.0000001]
@@ -44,6 +45,70 @@ def test_the_kth_smallest_is_a_full_sorts(size, kind):
                 most >= sum(int((key <= found.key).sum()) for place, key in chunks if place == layer)
                 for layer, most in enumerate(found.most)
             )
+
+
+@pytest.mark.parametrize("sampled", ["fair", "misleading", "empty", "one"])
+@pytest.mark.parametrize("kind", ["normal", "ties", "wide", "pruned"])
+def test_a_sample_changes_nothing_but_the_time(sampled, kind):
+    torch.manual_seed(0)
+    size = 200_000
+    scores = {
+        "normal": torch.randn(size),
+        "ties": torch.randint(-3, 3, (size,)).float(),
+        "wide": torch.randn(size) * 10 ** (40 * torch.rand(size) - 30),
+        "pruned": torch.rand(size),
+    }[kind]
+    keys, passes = order_key(scores), []
+    if kind == "pruned":
+        keys[::2] = PRUNED
+    order = keys.sort().values
+    sample = {"fair": keys[::16], "misleading": order[-1000:], "empty": keys[:0], "one": keys[:1]}[sampled]
+
+    def chunks():
+        passes.append(1)
+        return enumerate(keys.split(size // 2))
+
+    for k in (1, size // 3, size * 5 // 12, size // 2 + 5, size):
+        passes.clear()
+        found = kth_smallest(chunks, k, 2, keys.device, lambda x: x, ([sample], size))
+        assert (found.key, found.below, found.ties) == (
+            order[k - 1],
+            (keys < found.key).sum(),
+            (keys == found.key).sum(),
+        )
+        if sampled == "fair" and kind == "ties" and k == size * 5 // 12:
+            assert len(passes) == 1
+
+
+@pytest.mark.parametrize("nan", [math.nan, -math.nan])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_nan_is_noticed_and_infinities_are_not_taken_for_one(nan, sampled):
+    scores = torch.tensor([1.0, 2.0, math.inf, -math.inf])
+    for bad in (False, True):
+        key = order_key(torch.cat([scores, torch.tensor([nan])]) if bad else scores)
+        key = torch.cat([key, torch.tensor([PRUNED, EXCLUDED], dtype=torch.int32)])
+        sample = ([key], len(key)) if sampled else None
+        with pytest.raises(FloatingPointError) if bad else contextlib.nullcontext():
+            kth_smallest(lambda: [(0, key)], 2, 1, key.device, lambda x: x, sample)
+
+
+@pytest.mark.parametrize("criterion", ["bitter7", "bitter5", "random", "movement"])
+def test_the_pruner_samples_large_models_and_prunes_the_same_set(criterion, monkeypatch):
+    results = []
+    for least in (0, 2**62):
+        monkeypatch.setattr("pruning.scores.SAMPLED", least)
+        torch.manual_seed(0)
+        model = linears((130, 70), (65, 130), (3, 4))
+        optimizer = adam_with(
+            model,
+            exp_avg=[torch.randn_like(p) for p in model.parameters()],
+            exp_avg_sq=[torch.rand_like(p) for p in model.parameters()],
+        )
+        pruner = Pruner(model, optimizer, criterion, target_sparsity=0.8)
+        for sparsity in (0.3, 0.8):
+            pruner.prune_to(sparsity)
+        results.append(zeros_of(model))
+    assert (results[0] == results[1]).all() and results[0].sum() == round(0.8 * len(results[0]))
 
 
 def test_small_pieces_are_counted_like_large_ones():
