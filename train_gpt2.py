@@ -29,6 +29,7 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.pace import Pace
 from gpt2.placement import averaging, place, whole
+from gpt2.restarts import count_restart
 from gpt2.shards import find_shards, read_meta
 from gpt2.state import load_weights, restore, save
 from gpt2.stops import Stopped, Stops
@@ -96,8 +97,9 @@ def train(config, change=None):
 
 def run(config, change, stops, writer):
     # The world, the data, and the run that out_dir may hold.
-    world = parallel.start(config.device, alone=config.parallel == "fsdp", deterministic=config.deterministic)
-    stops.join(world)
+    alone, timeout = config.parallel == "fsdp", config.dist_timeout_s
+    world = parallel.start(config.device, alone, config.deterministic, timeout + 60)
+    stops.join(world, timeout)
     found = parallel.on_main(world, checkpoint.find_run, config)
     if found and checkpoint.is_finished(found[1], config):
         return say_finished(config, found[1]["step"]) if world.is_main else None
@@ -120,6 +122,7 @@ def run(config, change, stops, writer):
     pruner = change(model, optimizer, pruner) if change else pruner
     pieces = model, optimizer, spam, guard, pruner
     start = restore(*found, *pieces) if found else parallel.agree(world, load_weights, model, config)
+    parallel.on_main(world, count_restart, config.out_dir, start)
 
     log = Log(config, world, start)
     parallel.on_main(world, log.open)
@@ -210,6 +213,7 @@ def run(config, change, stops, writer):
         if stops.asked:
             break
 
+    stops.rest()
     if stops.asked:
         if done not in (start, writer.step):
             save(writer, config, done, None, data, *pieces)

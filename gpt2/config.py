@@ -104,6 +104,9 @@ class Config:
         30.0, "minutes after which a checkpoint is due whatever the step; 0: by steps alone", at_least=0.0
     )
     max_hours: float = option(0.0, "hours after which this start of the run saves and stops; 0: no limit", at_least=0.0)
+    dist_timeout_s: float = option(
+        600.0, "seconds without a step after which a run on several ranks ends and names the rank that hangs", above=0.0
+    )
     wandb_log: bool = option(False, "log to Weights & Biases too")
     wandb_project: str = option("adamwprune", "its project")
     wandb_run_name: str = option("", "its run's name; empty: the name of out_dir")
@@ -154,6 +157,7 @@ MAY_CHANGE = {
     "keep_checkpoints",
     "checkpoint_minutes",
     "max_hours",
+    "dist_timeout_s",
     "wandb_log",
     "wandb_project",
     "wandb_run_name",

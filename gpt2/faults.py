@@ -2,7 +2,8 @@
 
 ADAMWPRUNE_FAULT=NAME:COUNT:WHAT[:RANK], for example after_fsync:3:SIGKILL:0, aims at the COUNT-th passing of a point
 (of any point, where NAME is *) on that rank, or on all. WHAT is a signal, which the process sends itself, an error of
-the disk (ENOSPC, EROFS, ...), which the point raises, or `hang`. Several are separated by commas.
+the disk (ENOSPC, EROFS, ...), which the point raises, or `hang`. Several are separated by commas. A restart
+by torchrun meets them again only with ADAMWPRUNE_FAULT_AGAIN=1.
 """
 
 import errno
@@ -18,6 +19,8 @@ class Aim:
         name, count, self.what, *rank = text.split(":")
         self.name, self.left = name, int(count)
         self.here = not rank or rank[0] == os.environ.get("RANK", "0")
+        if "ADAMWPRUNE_FAULT_AGAIN" not in os.environ:
+            self.here &= os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
     def pass_by(self, name):
         if not self.here or self.name not in (name, "*"):

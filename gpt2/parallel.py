@@ -8,6 +8,7 @@ import sys
 import sysconfig
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from glob import glob
 
 import torch
@@ -29,10 +30,11 @@ class World:
         return self.rank == 0
 
 
-def start(device="auto", alone=False, deterministic=False):
+def start(device="auto", alone=False, deterministic=False, timeout=600.0):
     """The World of this process; joins the process group where torchrun set one up. UserError for a device not here.
 
     alone: without torchrun, make a process group of this process only, as sharding needs one.
+    timeout: seconds that a collective may take; gpt2/watch.py, which can name the rank, waits less.
     deterministic: let torch use no operation whose result differs from run to run, at some cost in speed.
     """
     if deterministic:
@@ -64,6 +66,7 @@ def start(device="auto", alone=False, deterministic=False):
     if "RANK" in os.environ or alone:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout),
             device_id=device if device.type == "cuda" else None,
             **({} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)),
         )

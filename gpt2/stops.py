@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2.faults import point
+from gpt2.watch import Watch
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -42,7 +43,7 @@ class Stops:
         self.end, self.limit = now + 3600 * max_hours if max_hours else float("inf"), f"max_hours={max_hours:g}"
         self.save_every = 60 * checkpoint_minutes or float("inf")
         self.save_at = now + self.save_every
-        self.reason = self.group = self.exchange = None
+        self.reason = self.group = self.exchange = self.watch = None
         self.asked = self.may_raise = self.save_due = self.just_saved = False
         self.checks, self.size = 0, 1
 
@@ -52,14 +53,16 @@ class Stops:
         return self
 
     def __exit__(self, *error):
+        self.rest()
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def join(self, world):
-        """Agree with the other ranks from now on."""
+    def join(self, world, timeout):
+        """Agree with the other ranks from now on; one that stands still for `timeout` seconds ends the run."""
         self.size, self.is_main = world.size, world.is_main
         if world.size > 1:
             self.group = dist.new_group(backend="gloo")
+            self.watch = Watch(world, lambda: self.checks if self.checks > 2 else 0, timeout)
 
     def receive(self, number, frame):
         """The signals' handler; runs in the main thread, between two of its instructions."""
@@ -71,8 +74,13 @@ class Stops:
         if self.may_raise:
             self.stop()
 
+    def rest(self):
+        """The steps are done: what comes now may take its time."""
+        if self.watch:
+            self.watch.end()
+
     def alarm(self, number, frame):
-        """Some seconds after a signal: where the first micro-step still compiles, there is nothing to agree on or save."""
+        """Some seconds after a signal: where the first micro-step still compiles, there is nothing to save."""
         if self.checks <= 1:
             leave(0, self.message(0, 0, 0))
 

@@ -56,6 +56,7 @@ class Zygote:
     def run(self, *arguments, ranks=1, fault=None, kill=None, timeout=120, limits=()):
         """Run train_gpt2.py to its end; kill: (seconds after the start, signal) to send to rank 0.
 
+        fault: as in gpt2/faults.py, or "count": every rank prints how often it passes each point.
         limits: {name of a resource limit: value}; past `timeout` seconds every rank is killed.
         """
         request = dict(
@@ -64,6 +65,16 @@ class Zygote:
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         return Done(**json.loads(self.process.stdout.readline()))
+
+
+class Count:
+    """In the place of a fault: counts how often each point is passed."""
+
+    def __init__(self, rank):
+        self.passed = {"rank": rank}
+
+    def pass_by(self, name):
+        self.passed[name] = self.passed.get(name, 0) + 1
 
 
 def serve():
@@ -81,22 +92,21 @@ def answer(program, request):
     begin, log = time.monotonic(), os.memfd_create("output")
     free = port()
     pids = [fork(program, request, rank, log, free) for rank in range(request["ranks"])]
-    codes, kill = {}, request["kill"]
+    codes, kill, over = {}, request["kill"], None
     while len(codes) < len(pids):
         time.sleep(0.005)
         passed = time.monotonic() - begin
         if kill and passed > kill[0]:
             send(pids[0], getattr(signal, kill[1]), codes)
             kill = None
-        if passed > request["timeout"]:
+        if passed > request["timeout"] or over is not None and passed >= over:
             for pid in pids:
                 send(pid, signal.SIGKILL, codes)
         for pid in pids:
             if pid not in codes and (ended := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[pid] = os.waitstatus_to_exitcode(ended[1])
-                if codes[pid]:  # as torchrun does: the others are not waited for
-                    for other in pids:
-                        send(other, signal.SIGKILL if codes[pid] < 0 else 0, codes)
+                if codes[pid] and over is None:  # as torchrun does: the others are not waited for
+                    over = passed + (0 if codes[pid] < 0 else 8)
     os.lseek(log, 0, os.SEEK_SET)
     with open(log, "rb") as file:
         output = file.read().decode(errors="replace")
@@ -104,7 +114,7 @@ def answer(program, request):
 
 
 def send(pid, number, codes):
-    if pid not in codes and number:
+    if pid not in codes:
         os.kill(pid, number)
 
 
@@ -134,8 +144,14 @@ def fork(program, request, rank, log, free):
 
         for name, value in request["limits"].items():
             resource.setrlimit(getattr(resource, name), (value, value))
-        faults.take_aim(request["fault"] or "")
+        counter = Count(rank)
+        if request["fault"] == "count":
+            faults.aims[:] = [counter]
+        else:
+            faults.take_aim(request["fault"] or "")
         program.main(request["arguments"])
+        if request["fault"] == "count":
+            print("passed " + json.dumps(counter.passed), flush=True)
         code = 0
     except SystemExit as error:
         code = error.code or 0
