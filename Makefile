@@ -8,7 +8,7 @@ BIN := .venv/bin
 RUN := out/quickstart
 MNIST := $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
-.PHONY: train test bench setup clean-run lenet memory-comparison update-graphs
+.PHONY: train test torture bench setup clean-run lenet memory-comparison update-graphs
 
 train: $(RUN)/sample.txt
 	@echo
@@ -38,6 +38,9 @@ setup: .venv/ready
 
 test: .venv/ready-for-tests
 	$(BIN)/python -m pytest -q
+
+torture: .venv/ready-for-tests
+	$(BIN)/python -m tests.torture
 
 bench: .venv/ready
 	$(BIN)/python -m bench.train

@@ -127,7 +127,7 @@ def lines_of(out_dir):
 
 
 def end_of(out_dir):
-    """What must not depend on what happened on the way: bytes of the last checkpoint, losses and sparsity of every step."""
+    """What must not depend on what happened on the way: bytes of the last checkpoint, what every step measured."""
     last = max((out_dir / "checkpoints").glob("step-*"))
     verify(last)
     files = {path.name: path.read_bytes() for path in last.glob("*.safetensors")}
@@ -181,10 +181,10 @@ def table(results):
         "",
         "Written by `make torture` (`python -m tests.torture`), which anybody can repeat. A case is a run of 12 steps",
         "with dropout, pruning and a checkpoint every 3 steps, which is killed or asked to stop at one point and then",
-        "continued by the same command. It passes when the last checkpoint has, byte for byte, the weights and optimizer",
-        "states of an undisturbed run, when loss, validation loss and sparsity of every step are the same numbers, and",
-        "when no half-written file is left. After SIGTERM the run must also have ended with 0 and saved the last step it",
-        "had done.",
+        "continued by the same command. It passes when the last checkpoint has, byte for byte, the weights and",
+        "optimizer states of an undisturbed run, when loss, validation loss and sparsity of every step are the same",
+        "numbers, and when no half-written file is left. After SIGTERM the run must also have ended with 0 and saved",
+        "the last step it had done.",
         "",
         "| placement | ranks | fault | cases | passed |",
         "|---|---|---|---|---|",
