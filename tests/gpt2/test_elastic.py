@@ -1,4 +1,4 @@
-"""Under torchrun: a rank that dies is replaced and nothing changes; what dies at one step again and again is stopped."""
+"""Under torchrun: a rank that dies is replaced and nothing changes; what dies again at the same step is stopped."""
 
 import json
 
