@@ -1,7 +1,7 @@
 """What is asked of a run from outside: to stop (signals, a time limit) and to save by the clock. All ranks agree on it.
 
     with Stops(max_hours=8) as stops:
-        stops.join(world)
+        stops.join(world, timeout=600)
         try:
             for micro_step in stops.checked(range(4)):
                 ...     # forward, backward: work that may be left undone
@@ -91,7 +91,7 @@ class Stops:
         """
         for item in items:
             self.check()
-            self.may_raise = self.size == 1
+            self.may_raise = not dist.is_initialized()
             point("in_micro_step")
             yield item
         self.may_raise = False
