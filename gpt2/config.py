@@ -166,6 +166,9 @@ MAY_CHANGE = {
     "compile",
     "parallel",
     "activation_checkpointing",
+    "deterministic",
+    "max_bad_steps",
+    "check_interval",
     "init_from",
 }
 ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")

@@ -25,7 +25,7 @@ def load_weights(model, config):
 def save(writer, config, step, val_loss, data, model, optimizer, spam, guard, pruner):
     """Have the checkpoint of `step` written; every rank takes part. data: what the manifest says of the data."""
     at_rest(model)  # a stop may have come in the middle of it
-    parameters, state = model.tensors(), pruner.state_dict() if pruner else {"buffers": {}}
+    parameters, state = model.tensors(), pruner.state_dict(whole=False) if pruner else {"buffers": {}}
     states = checkpoint.optimizer_tensors(optimizer, parameters)
     states |= {f"pruner.{name}": tensor for name, tensor in state.pop("buffers").items()}
     states |= {f"spam.{name}": tensor for name, tensor in spam.state_dict().items()} if spam else {}

@@ -8,7 +8,7 @@ import torch
 
 from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.criteria import CRITERIA
-from pruning.layers import find_layers, find_ranks, is_prunable, keep, keep_where_nonzero, local
+from pruning.layers import find_layers, find_ranks, full, is_prunable, keep, keep_where_nonzero, local
 from pruning.memory import predict
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import NotFiniteError, Scores
@@ -285,11 +285,18 @@ class Pruner:
 
     # ---- state and reports ----
 
-    def state_dict(self):
+    def state_dict(self, whole=True):
         """What a resumed run needs beside model and optimizer, JSON but for "buffers": name -> tensor, which holds the
-        initial weights where the criterion reads them and is empty otherwise."""
-        kept = dict(steps=self.steps, pruned=self.pruned, threshold=self.threshold, buffers=self.scores.buffers())
-        return self.identity() | kept
+        initial weights where the criterion reads them and is empty otherwise.
+
+        whole: gather buffers that are sharded, a collective; else they stay DTensors, to be gathered one by one.
+        """
+        buffers = {name: full(tensor) if whole else tensor for name, tensor in self.buffers().items()}
+        return self.identity() | dict(steps=self.steps, pruned=self.pruned, threshold=self.threshold, buffers=buffers)
+
+    def buffers(self):
+        """name -> tensor, as this rank holds it, of what is kept beside weights and optimizer states."""
+        return {f"{layer.name}.initial_weight": kept for layer, kept in zip(self.layers, self.scores.initial)}
 
     def load_state_dict(self, state):
         """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule and allocation may

@@ -7,7 +7,7 @@ import warnings
 import torch
 
 from pruning.criteria import magnitude
-from pruning.layers import full, local, nonzero
+from pruning.layers import local, nonzero
 from pruning.select import EXCLUDED, PRUNED, order_key, score_of
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
@@ -214,10 +214,6 @@ class Scores:
         return "a layer on another rank"
 
     # ---- buffers ----
-
-    def buffers(self):
-        """name -> full tensor that the criterion needs kept: the initial weights, or nothing. A collective where sharded."""
-        return {f"{layer.name}.initial_weight": full(initial) for layer, initial in zip(self.layers, self.initial)}
 
     def load_buffers(self, tensors):
         for layer, initial in zip(self.layers, self.initial):

@@ -3,7 +3,7 @@
 
 import torch
 
-from pruning.layers import full, keep, local, nonzero
+from pruning.layers import keep, local, nonzero
 from pruning.pruner import Pruner
 
 
@@ -51,10 +51,8 @@ class StraightThrough(Pruner):
     def buffer_bytes(self):
         return super().buffer_bytes() + sum(local(d).nbytes + live.nbytes for d, live in zip(self.dense, self.live))
 
-    def state_dict(self):
-        state = super().state_dict()
-        state["buffers"] |= {f"{layer.name}.dense": full(dense) for layer, dense in zip(self.layers, self.dense)}
-        return state
+    def buffers(self):
+        return super().buffers() | {f"{layer.name}.dense": dense for layer, dense in zip(self.layers, self.dense)}
 
     def load_state_dict(self, state):
         super().load_state_dict(state)

@@ -1,5 +1,7 @@
 """FSDP2 trains and prunes as one process does; a checkpoint of any world goes on in any other."""
 
+import contextlib
+import dataclasses
 import re
 import socket
 
@@ -7,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load
+from torch.distributed.tensor import DTensor
 
+from gpt2 import checkpoint, parallel
+from gpt2.config import Config
+from gpt2.errors import UserError
+from gpt2.guard import Guard
+from gpt2.model import GPT, GPTConfig
+from gpt2.optimizer import make_optimizer
+from gpt2.placement import at_rest, place
 from tests.conftest import SMALL, files_of, metrics_of
 from tests.gpt2.placement_worker import END, HALF, KINDS, SIZES, work
 
@@ -109,3 +119,88 @@ def test_a_replica_whose_weight_lost_a_bit_is_named(runs):
     for rank in range(4):
         message = (runs / f"ddp-flipped-bit-{rank}.txt").read_text()
         assert message.startswith("step 2: rank 2 differs from other replicas in transformer."), message
+
+
+SIZES_OF_MODEL = dict(block_size=8, vocab_size=13, n_layer=2, n_head=2, n_embd=16)
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process, for FSDP2 without torchrun."""
+    yield parallel.start("cpu", alone=True)
+    torch.distributed.destroy_process_group()
+
+
+def placed(world, **options):
+    """(model, optimizer) of a small run, the model sharded."""
+    config = dataclasses.replace(Config(), parallel="fsdp", **SIZES_OF_MODEL, **options)
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**SIZES_OF_MODEL))
+    place(model, config, world, torch.float32, False)
+    return model, make_optimizer(model, config)
+
+
+def gradients(model):
+    tokens = torch.randint(13, (2, 9), generator=torch.Generator().manual_seed(0))
+    model(tokens[:, :-1], tokens[:, 1:])[1].backward()
+
+
+def test_left_in_the_middle_of_a_block_it_has_its_shards_alone_again(alone):
+    model, optimizer = placed(alone)
+    gradients(model)
+    optimizer.step()
+    before = {name: parameter.full_tensor().clone() for name, parameter in model.tensors().items()}
+
+    def leave(module, arguments):
+        raise KeyboardInterrupt
+
+    handle = model.transformer.h[1].mlp.register_forward_pre_hook(leave)
+    with contextlib.suppress(KeyboardInterrupt):
+        gradients(model)
+    handle.remove()
+    assert not all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    at_rest(model)
+    for name, parameter in model.tensors().items():
+        assert isinstance(parameter, DTensor) and torch.equal(parameter.full_tensor(), before[name])
+    states = checkpoint.optimizer_tensors(optimizer, model.tensors())
+    assert len(states) == 3 * len(before), "every parameter is the optimizer's"
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamwspam", "sgd"])
+def test_a_wrong_step_leaves_nothing_in_shards(alone, name):
+    model, optimizer = placed(alone, optimizer=name)
+    guard = Guard(optimizer, 0.0, 10, alone.device)
+    for wrong in (True, False, True):
+        before = {key: t.full_tensor().clone() for key, t in model.tensors().items()}
+        gradients(model)
+        guard.step(torch.tensor(torch.nan if wrong else 1.0))
+        same = [torch.equal(t.full_tensor(), before[key]) for key, t in model.tensors().items()]
+        assert all(same) if wrong else not any(same)
+    assert guard.skipped == 2
+
+
+@pytest.mark.parametrize("lost", ["transformer.ln_f.weight.exp_avg", "transformer.wte.weight.step", "all"])
+def test_an_optimizer_does_not_start_anew_in_silence(alone, lost):
+    model, optimizer = placed(alone)
+    gradients(model)
+    optimizer.step()
+    states = checkpoint.optimizer_tensors(optimizer, model.tensors())
+    states = {key: t.full_tensor() if isinstance(t, DTensor) else t for key, t in states.items()}
+    fresh, its_optimizer = placed(alone, seed=2)
+    checkpoint.load_optimizer(its_optimizer, fresh.tensors(), states)
+    for key, tensor in checkpoint.optimizer_tensors(its_optimizer, fresh.tensors()).items():
+        assert torch.equal(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor, states[key])
+    states = {} if lost == "all" else {key: tensor for key, tensor in states.items() if key != lost}
+    with pytest.raises(UserError, match="lacks states of the optimizer"):
+        checkpoint.load_optimizer(its_optimizer, fresh.tensors(), states)
+
+
+def test_the_first_weights_do_not_depend_on_how_the_model_is_spread(alone):
+    model, _ = placed(alone, seed=5)
+    with torch.device("meta"):
+        plain = GPT(GPTConfig(**SIZES_OF_MODEL))
+    place(plain, dataclasses.replace(Config(), seed=5), alone, torch.float32, False)
+    for name, parameter in plain.tensors().items():
+        assert torch.equal(parameter, model.tensors()[name].full_tensor())
+    assert plain.lm_head.weight is plain.transformer.wte.weight
+    assert 0.018 < plain.transformer.wte.weight.std() < 0.022 and plain.transformer.ln_f.weight.eq(1).all()
