@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 
 import torch
 
-from gpt2 import checkpoint, parallel, silent, tracking
+from gpt2 import checkpoint, initial, parallel, silent, tracking
 from gpt2.config import help_text, load_config
 from gpt2.data import TrainingBatches, Windows, describe_data
 from gpt2.errors import UserError, one_line_errors
@@ -31,7 +31,7 @@ from gpt2.pace import Pace
 from gpt2.placement import averaging, place, whole
 from gpt2.restarts import count_restart
 from gpt2.shards import find_shards, read_meta
-from gpt2.state import load_weights, restore, save
+from gpt2.state import restore, save
 from gpt2.stops import Stopped, Stops
 from gpt2.writer import Writer
 from pruning import NotFiniteError, Pruner
@@ -121,7 +121,8 @@ def run(config, change, stops, writer):
     pruner = make_pruner(model, optimizer, config)
     pruner = change(model, optimizer, pruner) if change else pruner
     pieces = model, optimizer, spam, guard, pruner
-    start = restore(*found, *pieces) if found else parallel.agree(world, load_weights, model, config)
+    load = lambda: initial.load_into(model, config, data["tokenizer"])
+    start = restore(*found, *pieces) if found else parallel.agree(world, load)
     parallel.on_main(world, count_restart, config.out_dir, start)
 
     log = Log(config, world, start)
@@ -236,7 +237,7 @@ def main(arguments):
             "schedule": tuple(SCHEDULES),
             "allocation": tuple(ALLOCATIONS),
         }
-        config = load_config(arguments, names)
+        config = load_config(arguments, names, initial.sizes)
         with machine_errors(config):
             train(config)
         parallel.stop()

@@ -30,7 +30,8 @@ class Config:
     init_from: str = option(
         "auto",
         "auto: continue the run in out_dir if there is one, else start; scratch: start, refuse to continue; "
-        "resume: continue, also with changed settings; gpt2: Hugging Face's weights; or a checkpoint's folder",
+        "resume: continue, also with changed settings; gpt2, gpt2-medium, gpt2-large, gpt2-xl: their weights from the "
+        "Hugging Face hub; or a folder with weights: a run's, a checkpoint's, an exported one, one of save_pretrained",
     )
     # the model
     n_layer: int = option(12, "transformer blocks", at_least=1)
@@ -176,10 +177,11 @@ ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias
 USAGE = "usage: train_gpt2.py [FILE.py ...] [--key=value ...]      (under python or torchrun)"
 
 
-def load_config(arguments, names):
+def load_config(arguments, names, sizes_of=lambda config: {}):
     """Config from the command line: files are run in order, `--key=value` overrides them wherever it stands.
 
     names: option -> values it may take, for the options whose values other modules define (criterion, schedule, ...).
+    sizes_of: Config -> sizes of the weights that its init_from names, which are those of the model too.
     Raises UserError with one line for each problem found, all at once.
     """
     problems, values = [], {}
@@ -195,11 +197,26 @@ def load_config(arguments, names):
             values.update(checked({key: parse(key, text)}, "", problems))
     config = dataclasses.replace(Config(), **values)
     if not problems:
+        config = with_sizes(config, values, sizes_of, problems)
         config = with_defaults_resolved(config)
     problems += impossible(config, names)
     if problems:
         raise UserError("\n".join(problems))
     return config
+
+
+def with_sizes(config, given, sizes_of, problems):
+    """The config with the sizes of its initial weights. A context may be shorter than theirs; what else is given must fit."""
+    try:
+        sizes = sizes_of(config)
+    except UserError as error:
+        problems.append(str(error))
+        return config
+    for name, theirs in sizes.items():
+        ours = given.get(name, theirs)
+        if ours != theirs and not (name == "block_size" and ours < theirs):
+            problems.append(f"{name}={ours}: the weights of init_from={config.init_from} have {theirs}: leave it away")
+    return dataclasses.replace(config, **(sizes | {name: given[name] for name in sizes if name in given}))
 
 
 def run_file(path, problems):

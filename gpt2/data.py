@@ -74,7 +74,7 @@ def describe_data(data_dir, shards):
         name = Path(shard.path).name
         known = listed.get(name)
         rows.append([name, shard.tokens, f"sha256:{known}" if known else fingerprint(shard, whole=small)])
-    words = {key: meta[key] for key in ("tokenizer", "characters", "tokenizer_json") if key in meta}
+    words = {key: meta[key] for key in ("tokenizer", "characters", "tokenizer_json") if meta.get(key)}
     return {"data": rows, "tokenizer": words or None}
 
 

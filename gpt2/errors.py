@@ -62,6 +62,12 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
         leave(130)
 
 
+def warn(message):
+    """A line on stderr from the main rank, of what goes on nevertheless."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def say_error(program, error):
     for line in str(error).splitlines():
         print(f"{program}: error: {line}", file=sys.stderr)

@@ -15,19 +15,27 @@ NETWORK_LIBRARIES = {"aiohttp", "h11", "http", "httpcore", "httpx", "requests", 
 NETWORK_ERRNOS = {errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EPIPE}
 
 
-def import_datasets():
-    """The module `datasets`; where the hub does not answer within 5 seconds, in its offline mode, on the local cache."""
-    if "HF_HUB_OFFLINE" not in os.environ:
-        import urllib.error
-        import urllib.request
+def reachable():
+    """Whether the hub may be asked and answers within 5 seconds."""
+    if "HF_HUB_OFFLINE" in os.environ:
+        return os.environ["HF_HUB_OFFLINE"].lower() in ("", "0", "false", "no", "off")
+    import urllib.error
+    import urllib.request
 
-        request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-        except urllib.error.HTTPError:
-            pass  # it answers
-        except OSError:
-            os.environ["HF_HUB_OFFLINE"] = "1"  # read when the module is imported
+    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except OSError:
+        return False
+    return True
+
+
+def import_datasets():
+    """The module `datasets`; where the hub does not answer, in its offline mode, which uses the local cache alone."""
+    if not reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the module is imported
     import datasets
 
     return datasets

@@ -11,6 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy
 
 
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Sizes of the model; the defaults are GPT-2 small, 124,439,808 parameters.
@@ -200,7 +203,8 @@ class GPT(nn.Module):
         if isinstance(source, str):
             from transformers import GPT2LMHeadModel
 
-            source = GPT2LMHeadModel.from_pretrained(source)
+            # A bare "gpt2" would be this project's folder of that name.
+            source = GPT2LMHeadModel.from_pretrained(f"openai-community/{source}" if source in PUBLISHED else source)
         theirs = source.config
         config = GPTConfig(
             block_size=theirs.n_positions,

@@ -3,23 +3,8 @@
 from dataclasses import asdict
 
 from gpt2 import checkpoint
-from gpt2.errors import UserError, first_line
 from gpt2.guard import finite
-from gpt2.model import GPT
 from gpt2.placement import at_rest
-
-
-def load_weights(model, config):
-    """Put the weights that init_from names, if it does, into the model; returns the step before the first."""
-    if config.init_from == "gpt2":
-        try:
-            checkpoint.load_model(model, GPT.from_hugging_face("gpt2").tensors())
-        except (ImportError, OSError) as error:
-            raise UserError(f"init_from=gpt2: Hugging Face's weights are not at hand: {first_line(error)}") from None
-    elif config.init_from not in ("auto", "scratch", "resume"):
-        path, _ = checkpoint.at(config.init_from)
-        checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
-    return 0
 
 
 def save(writer, config, step, val_loss, data, model, optimizer, spam, guard, pruner):
