@@ -10,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy
 
-
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 
