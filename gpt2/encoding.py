@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gpt2 import tokenizer
-from gpt2.errors import UserError, first_line
+from gpt2.errors import UserError
 from gpt2.workers import pool
 
 BATCH = 2**20  # bytes of text that a worker gets at a time, or a little more
@@ -56,7 +56,7 @@ def encode(description, pieces):
         except UserError:
             raise
         except BaseException as error:  # what Rust panics with is no Exception
-            failures.append((number, f"{type(error).__name__}: {first_line(error)}"))
+            failures.append((number, f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")))
     return np.concatenate(arrays), failures
 
 

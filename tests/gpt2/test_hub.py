@@ -55,3 +55,83 @@ def test_a_network_that_stays_away_is_one_line(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     with pytest.raises(UserError, match="some/set: cannot be read on .*the network is down.*same command continues"):
         list(flaky_hub({7: 100}).records())
+
+
+class HttpError(Exception):
+    def __init__(self, status):
+        super().__init__(f"{status} for url https://hub/data.parquet\nmore about it")
+        self.response = SimpleNamespace(status_code=status)
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+class CastError(ValueError):
+    """As the library datasets calls it."""
+
+
+PERMANENT = [
+    (CastError("Couldn't cast\na: string\nto\nb: int64\nbecause column names don't match"), "don't match.*--input"),
+    (HttpError(401), "401.*more about it.*hf auth login"),
+    (HttpError(403), "hf auth login.*datasets/some/set"),
+    (caused(FileNotFoundError("no such file"), HttpError(404)), "no such file.*right --dataset"),
+    (ValueError("Failed to parse\nstring: 'x'"), "Failed to parse string.*--input"),
+    (KeyError("text"), "'text'"),
+    (NotImplementedError(), "NotImplementedError"),
+    (PermissionError(13, "denied"), "denied"),
+]
+PASSING = [
+    TimeoutError("slow"),
+    ConnectionResetError("reset"),
+    OSError(101, "Network is unreachable"),
+    HttpError(429),
+    HttpError(503),
+    caused(ValueError("cannot be read"), ConnectionError("Server disconnected")),
+    caused(FileNotFoundError("no such file"), HttpError(500)),
+]
+
+
+def failing_hub(errors):
+    """A hub that raises the errors, in turn, before its rows."""
+
+    class Failing(FlakyDataset):
+        def __iter__(self):
+            if errors:
+                raise errors.pop(0)
+            yield from super().__iter__()
+
+    hub = flaky_hub({})
+    hub.load = lambda: Failing(["text"], {})
+    return hub
+
+
+@pytest.mark.parametrize("error, message", PERMANENT, ids=lambda value: type(value).__name__)
+def test_what_does_not_pass_is_said_at_once_and_whole(error, message, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("tried again"))
+    with pytest.raises(UserError, match=message) as refusal:
+        list(failing_hub([error]).records())
+    assert "\n" not in str(refusal.value) and "continues" not in str(refusal.value)
+
+
+def test_what_passes_is_tried_again(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    for error in PASSING:
+        assert [record.text for record in failing_hub([error]).records()] == [b"text"]
+    assert pauses == [2] * len(PASSING)
+
+
+def test_files_of_other_columns_are_said_at_once(tmp_path, monkeypatch):
+    """With the library itself: the second file's columns are not the first one's."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "two", "other": "x"}\n')
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("tried again"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    columns = dict(text_column="text", min_score=None, max_tokens=None, skip_bad=False)
+    hub = Hub(SimpleNamespace(dataset=str(tmp_path), name=None, split="train", revision=None, **columns), None)
+    hub.open()
+    with pytest.raises(UserError, match="column names don't match.*files differ in their columns.*--input") as refusal:
+        list(hub.records())
+    assert "\n" not in str(refusal.value) and "continues" not in str(refusal.value)
