@@ -1,14 +1,16 @@
 # make train: set-up and a GPT that is pruned while it learns, in about two minutes; make test: set-up and all tests.
 # make lenet: LeNet-5 on MNIST, one dense run and three pruned ones, with their picture, in about three minutes;
 # make memory-comparison: all optimizers and methods, an hour on two cores; make update-graphs: its figures again.
+# make study-smoke: a study of nine short runs, killed on the way and resumed, with its tables and figures.
 # DATA_DIR=folder with MNIST's four IDX files; without it the Hugging Face hub is asked.
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := out/quickstart
+SMOKE := out/study-smoke
 MNIST := $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
-.PHONY: train test torture bench setup clean-run lenet memory-comparison update-graphs
+.PHONY: train test torture study-smoke bench setup clean-run lenet memory-comparison update-graphs
 
 train: $(RUN)/sample.txt
 	@echo
@@ -41,6 +43,13 @@ test: .venv/ready-for-tests
 
 torture: .venv/ready-for-tests
 	$(BIN)/python -m tests.torture
+
+study-smoke: .venv/ready-for-tests
+	rm -rf $(SMOKE)
+	-timeout --signal=KILL 20 $(BIN)/python -m study.run smoke --jobs 2 --results $(SMOKE)/results --work $(SMOKE)
+	$(BIN)/python -m study.run smoke --jobs 2 --results $(SMOKE)/results --work $(SMOKE)
+	$(BIN)/python -m study.report --results $(SMOKE)/results --document $(SMOKE)/none.md
+	cat $(SMOKE)/results/report/smoke_pairs.md
 
 bench: .venv/ready
 	$(BIN)/python -m bench.train

@@ -64,14 +64,23 @@ def hold_linear(model, optimizer, pruner, config):
 
 
 class Averaged(Pruner):
-    """Ranks by |w|·v^¼ averaged over the updates so far: S ← decay · S + (1 − decay) · s."""
+    """Ranks by |w|·v^¼ averaged over the updates so far: S ← 0.8 S + 0.2 s."""
 
     def prune_to(self, sparsity):
+        optimizer, averages = self.scores.optimizer, {}
         for layer in self.layers:
-            state = self.scores.optimizer.state[layer.parameter]
-            score = layer.parameter.detach().abs() * state["exp_avg_sq"].sqrt().sqrt()
-            state["average_score"] = score if "average_score" not in state else state["average_score"].lerp(score, 0.2)
+            score = score_now(layer.parameter, optimizer)
+            before = optimizer.state[layer.parameter].get("average_score", score)
+            averages[layer.parameter] = before.lerp(score, 0.2)
+        remember(optimizer, "average_score", averages)
         super().prune_to(sparsity)
+
+
+def remember(optimizer, name, tensors):
+    """Keep tensors, parameter -> tensor, as a state of the optimizer; the other parameters get an empty one."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter][name] = tensors.get(parameter, torch.zeros(()))
 
 
 def average_score(weight, average_score):
@@ -85,22 +94,24 @@ def averaged(model, optimizer, pruner, config):
 
 def extra_decay(model, optimizer, pruner, config, decay=1.0):
     """During the ramp, live weights that the target would prune now decay by `decay` times the learning rate a step."""
-    doomed = {}
 
     @torch.no_grad()
     def before(*hook):
         step = pruner.steps + 1
         if not pruner.begin <= step < pruner.end:
             return
-        if not doomed or pruner.due(step):
+        if pruner.due(step):
             scores = [score_now(layer.parameter, optimizer) for layer in pruner.layers]
-            threshold = torch.cat([s.flatten() for s in scores]).kthvalue(
-                round(pruner.target_sparsity * pruner.prunable)
+            everything, count = (
+                torch.cat([s.flatten() for s in scores]),
+                round(config.target_sparsity * pruner.prunable),
             )
-            doomed.update({layer.name: s <= threshold.values for layer, s in zip(pruner.layers, scores)})
-        shrink = 1 - decay * optimizer.param_groups[0]["lr"]
+            threshold = everything.kthvalue(count).values
+            doomed = {layer.parameter: (s <= threshold).float() for layer, s in zip(pruner.layers, scores)}
+            remember(optimizer, "doomed", doomed)
         for layer in pruner.layers:
-            layer.parameter.mul_(torch.where(doomed[layer.name], shrink, 1.0))
+            shrink = decay * optimizer.param_groups[0]["lr"] * optimizer.state[layer.parameter]["doomed"]
+            layer.parameter.mul_(1 - shrink)
 
     optimizer.register_step_pre_hook(before)
     return pruner

@@ -61,13 +61,20 @@ class Plan:
         return Path(results) / self.name / f"{arm}-seed{seed}.json"
 
 
+def plan_files():
+    return [path for path in sorted(PLANS.glob("*.py")) if path.stem != "__init__"]
+
+
 def load_plan(path):
     """The Plan in the file `path`, or the one of that name in study/plans. UserError for what is wrong with it."""
     file = Path(path) if str(path).endswith(".py") else PLANS / f"{path}.py"
     if not file.is_file():
-        known = [plan.stem for plan in sorted(PLANS.glob("*.py"))]
+        known = [plan.stem for plan in plan_files()]
         raise UserError(f"{path}: no such plan{nearest(path, known)}; there are {', '.join(known)}")
-    names = runpy.run_path(str(file))
+    try:
+        names = runpy.run_path(str(file))
+    except Exception as error:
+        raise UserError(f"{file}: {type(error).__name__}: {error}".replace("\n", " ")) from None
     if missing := [field for field in FIELDS if field not in names]:
         raise UserError(f"{file}: lacks {', '.join(missing)}")
     plan = Plan(file.stem, **{field: names[field] for field in FIELDS})
@@ -141,14 +148,15 @@ def facts_of(result):
     """The same about a run that was made. An option younger than the run has its default there."""
     defaults = asdict(with_defaults_resolved(Config()))
     config = {name: result["config"].get(name, default) for name, default in defaults.items()}
-    last = result["curve"][-1]
+    last, target = result["curve"][-1], result["config"]["target_sparsity"]
+    exact = abs(result["sparsity"] - target) * result["prunable"] <= 1
     return {
         **{name: value for name, value in config.items() if name not in (*PLACES, "vocab_size")},
         "change": result["change"],
         "text": result["data"]["text"],
         "tokens": last["tokens"],
         "steps": last["step"],
-        "final sparsity": round(result["sparsity"], 4),
+        "final sparsity": target if exact else result["sparsity"],
     }
 
 

@@ -13,7 +13,7 @@ from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
 from study import figures
 from study.claims import CLAIMS
-from study.plan import PLANS, RESULTS, load_plan, problems
+from study.plan import RESULTS, load_plan, plan_files, problems
 from study.run import read_results
 from study.statistics import compare, holm
 
@@ -22,16 +22,14 @@ BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
 LEAST = 3  # seeds below which nothing is concluded
 
 
-def load_study(results):
+def load_study(results, files=None):
     """[(plan, its results)] of every plan of which there are results. UserError where one is not fair."""
     study, unfair = [], []
-    for path in sorted(PLANS.glob("*.py")):
-        if path.stem == "__init__":
-            continue
+    for path in files or plan_files():
         plan = load_plan(path)
         found = read_results(plan, results)
         unfair += [f"{results}/{plan.name}/{problem}" for problem in problems(plan, found)]
-        if found and plan.name != "smoke":
+        if found:
             study.append((plan, found))
     if unfair:
         raise UserError("\n".join(unfair))
@@ -74,14 +72,20 @@ def arms_table(plan, results):
         sd = f"{math.sqrt(math.fsum((x - mean) ** 2 for x in losses) / (n - 1)):.4f}" if n > 1 else ""
         live = round(math.fsum(r["parameters"] - r["sparsity"] * r["prunable"] for r in runs) / n)
         seconds = math.fsum(r["seconds"] for r in runs) / n
-        rows.append(
-            f"| {arm} | {n} | {mean:.4f} | {sd} | {math.exp(mean):.3f} | {runs[0]['sparsity']:.0%} | {live:,} | {seconds:.0f} |"
+        numbers = (
+            f"{mean:.4f}",
+            sd,
+            f"{math.exp(mean):.3f}",
+            f"{runs[0]['sparsity']:.0%}",
+            f"{live:,}",
+            f"{seconds:.0f}",
         )
+        rows.append(f"| {arm} | {n} | " + " | ".join(numbers) + " |")
     return "\n".join(rows)
 
 
 def pairs_table(plan, results):
-    """A row a comparison that was planned: n, difference of loss, interval, p, corrected p, ratio of perplexities, verdict."""
+    """A row a planned comparison: n, difference of loss, interval, p, corrected p, ratio of perplexities, verdict."""
     rows = [
         "| arm − against | n | difference of loss | 95 % interval | p | p (Holm) | perplexity ratio | arm is |",
         "|---|---:|---:|---:|---:|---:|---:|---|",
@@ -106,6 +110,9 @@ def early_table(plan, results):
             means = [math.fsum(curve[step] for curve in curves) / len(curves) for step in steps]
             rows.append(f"| {arm} | " + " | ".join(f"{math.exp(mean):.2f}" for mean in means) + " |")
     return "\n".join(rows)
+
+
+TABLES = {"arms": arms_table, "pairs": pairs_table, "early": early_table}
 
 
 def ledger(study):
@@ -159,11 +166,15 @@ def cost(study):
         machines = sorted({f"{r['machine']['processor']} ({r['machine']['capability']})" for r in runs})
         versions = sorted({r["versions"]["torch"] for r in runs})
         commits = sorted({r["commit"][:9] + r["commit"][40:] for r in runs})
-        rows.append(
-            f"| {plan.name} | {len(runs)} | {len(plan.runs())} | {', '.join(epochs)} | {hours:.2f} | {', '.join(machines)} "
-            f"| {', '.join(versions)} | {', '.join(commits)} |"
-        )
+        lists = (", ".join(values) for values in (machines, versions, commits))
+        numbers = (plan.name, len(runs), len(plan.runs()), ", ".join(epochs), f"{hours:.2f}", *lists)
+        rows.append(f"| {' | '.join(map(str, numbers))} |")
     return "\n".join(rows)
+
+
+def percent(difference):
+    """A difference of loss as one of perplexity in %."""
+    return f"{100 * (math.exp(difference) - 1):+.2f}"
 
 
 def headline(study):
@@ -180,14 +191,14 @@ def headline(study):
             break
         parts = [compare(*pair) for pair in ((ours, spam), (between, spam), (ours, between))]
         whole, optimizer, criterion = (
-            f"{100 * (math.exp(c.mean) - 1):+.2f} % (95 %: {100 * (math.exp(c.low) - 1):+.2f} to {100 * (math.exp(c.high) - 1):+.2f})"
-            for c in parts
+            f"{percent(c.mean)} % (95 %: {percent(c.low)} to {percent(c.high)})" for c in parts
         )
         size = next(iter(results.values()))["parameters"]
         return (
-            f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {len(both)} seeds), bitter7 "
-            f"under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity: the optimizer alone makes "
-            f"{optimizer}, the criterion alone {criterion}. The 15.6 % of the source's documents compare both at once."
+            f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {len(both)} seeds), "
+            f"bitter7 under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity. "
+            f"The optimizer alone makes {optimizer}, the criterion alone {criterion}. "
+            "The 15.6 % of the source's documents compare both at once."
         )
     return "The main question is open: fewer than two seeds are done."
 
@@ -195,19 +206,15 @@ def headline(study):
 def blocks(study):
     """name -> text of each generated part of docs/study.md."""
     made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
-    by_name = {plan.name: (plan, results) for plan, results in study}
-    for path in sorted(PLANS.glob("*.py")):
-        name = path.stem
-        if name in by_name:
-            made[f"{name}_arms"], made[f"{name}_pairs"] = arms_table(*by_name[name]), pairs_table(*by_name[name])
-            made[f"{name}_early"] = early_table(*by_name[name])
-        else:
-            made |= {f"{name}_{part}": "No run of this plan is done yet." for part in ("arms", "pairs", "early")}
+    for plan, results in study:
+        made |= {f"{plan.name}_{part}": table(plan, results) for part, table in TABLES.items()}
     return made
 
 
 def fill(document, made):
     """The document with its generated parts replaced. UserError for one that nothing generates."""
+    pending = {f"{path.stem}_{part}": "No run of this plan is done yet." for path in plan_files() for part in TABLES}
+    made = {**pending, **made}
     unknown = [name for _, name, _ in BLOCK.findall(document) if name not in made]
     if unknown:
         raise UserError(f"{DOCUMENT}: nothing generates {', '.join(unknown)}; there are {', '.join(sorted(made))}")
@@ -226,10 +233,8 @@ def main(arguments):
         made = blocks(study)
         out = Path(args.results) / "report"
         out.mkdir(parents=True, exist_ok=True)
-        done = {plan.name for plan, _ in study}
         for name, text in made.items():
-            if name in ("headline", "ledger", "cost") or name.rpartition("_")[0] in done:
-                write_atomically(out / f"{name}.md", (text + "\n").encode())
+            write_atomically(out / f"{name}.md", (text + "\n").encode())
         if Path(args.document).exists():
             document = Path(args.document).read_text()
             write_atomically(args.document, fill(document, made).encode())

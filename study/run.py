@@ -28,7 +28,8 @@ from gpt2 import checkpoint, parallel
 from gpt2.data import TrainingBatches, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
-from gpt2.log import read_metrics
+from gpt2.metrics import read_metrics
+from gpt2.placement import place
 from pruning.layers import find_layers, is_prunable
 from study import data
 from study.arms import ARMS
@@ -58,11 +59,11 @@ def run_one(plan, arm, seed, args):
     """Train the run and write its result, or compare with it where args.repeat. One process does a run at a time."""
     work = Path(args.work) / plan.name / (f"{arm}-seed{seed}" + ("-again" if args.repeat else ""))
     work.mkdir(parents=True, exist_ok=True)
+    path = plan.path(arm, seed, args.results)
     with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{work}: another process is at this run") from None
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists() != args.repeat:
+            return  # another process did it meanwhile
         identity = data.prepare(plan.text, data_dir(plan, args))
         config = plan.config(arm, seed, out_dir=str(work / "run"), data_dir=str(data_dir(plan, args)))
         change = plan.arms[arm].get("change")
@@ -79,13 +80,12 @@ def run_one(plan, arm, seed, args):
             "change": [change[0], dict(change[1])] if change else None,
             "data": identity,
             **facts,
-            **facts_after(config, facts["parameters"]),
+            **facts_after(config),
             "wall_seconds": time.perf_counter() - start,
             **circumstances(config),
         }
         if args.repeat:
             return compare(plan, arm, seed, result, args)
-        path = plan.path(arm, seed, args.results)
         if unfair := problems(plan, {**read_results(plan, args.results), path.name: result}):
             raise UserError("\n".join(unfair))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,28 +105,35 @@ def finished_step(config):
 
 def facts_before(config):
     """What runs of a plan must share, measured: hashes of initial weights, batches and evaluation set."""
-    config, training, validation = train_gpt2.open_data(config)
+    config, training, validation = train_gpt2.open_data(config, None)
     world = parallel.World(0, 1, torch.device("cpu"))
     batches = TrainingBatches(training, config, world)
     steps = range(1, config.max_iters + 1, max(1, config.max_iters // 10))
     micro_steps = config.gradient_accumulation_steps
-    model = train_gpt2.make_model(config)
+    model = initial_model(config)
     return {
         "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "initial_weights": short_hash(model.parameters()),
         "batches": short_hash(t for step in steps for t in batches.at(step, step % micro_steps)),
-        "evaluation": short_hash(t for pair in evaluation_batches(validation, config, world) for t in pair),
+        "evaluation": short_hash(t for batch in evaluation_batches(validation, config, world) for t in batch[:2]),
         "epochs": config.max_iters * config.tokens_per_step / (len(training) * config.block_size),
     }
 
 
-def facts_after(config, parameters):
+def initial_model(config):
+    """The model as the loop starts with it, on the CPU."""
+    model = train_gpt2.make_model(config)
+    place(model, config, parallel.World(0, 1, torch.device("cpu")), torch.float32, compiling=False)
+    return model
+
+
+def facts_after(config):
     """The curve, the final loss and the sparsity, from what the run left."""
     lines = read_metrics(Path(config.out_dir) / "metrics.jsonl")
     curve = [{key: line[key] for key in CURVE if key in line} for line in lines if "val_loss" in line]
     ends = [0, *(line["step"] for line in lines)]
-    model = train_gpt2.make_model(train_gpt2.open_data(config)[0])
+    model = initial_model(train_gpt2.open_data(config, None)[0])
     path, manifest = checkpoint.at(config.out_dir)
     checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
     layers = find_layers(model, is_prunable)

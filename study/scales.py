@@ -32,6 +32,19 @@ MEDIUM = SMALL | dict(
     n_layer=6, n_head=8, n_embd=256, block_size=128, learning_rate=3e-3, eval_iters=30, checkpoint_interval=140
 )
 
+# GPT-2 124M as in config/gpt2_124m.py; bfloat16 and compiled, for all runs of a plan alike.
+GPT2_124M = dict(
+    batch_size=64,
+    gradient_accumulation_steps=2,
+    learning_rate=6e-4,
+    eval_iters=20,
+    checkpoint_interval=500,
+    spam_theta=50.0,
+    device="cuda",
+    dtype="bfloat16",
+    compile=True,
+)
+
 
 def crossed(criteria, optimizers, sparsities):
     """Arms "CRITERION-OPTIMIZER-PERCENT" of every combination."""

@@ -1,4 +1,4 @@
-"""The machinery in a minute: two criteria, one planted difference, an A/A pair, on the King James Bible. No finding."""
+"""The machinery in a minute: a planted difference and an A/A pair, on the King James Bible. No finding."""
 
 from study.data import KING_JAMES
 
@@ -9,22 +9,23 @@ base = dict(
     n_head=2,
     n_embd=32,
     block_size=32,
-    batch_size=16,
+    batch_size=12,
     gradient_accumulation_steps=1,
-    max_iters=60,
-    learning_rate=1e-2,
-    warmup_iters=6,
+    max_iters=100,
+    learning_rate=2e-2,
+    warmup_iters=10,
     beta2=0.99,
-    eval_interval=20,
-    eval_iters=8,
-    checkpoint_interval=20,
+    eval_interval=25,
+    eval_iters=20,
+    checkpoint_interval=25,
     prune_interval=5,
     device="cpu",
 )
 arms = {
     "magnitude": dict(criterion="magnitude", target_sparsity=0.8),
-    "magnitude_again": dict(criterion="bitter1", target_sparsity=0.8),
-    "random": dict(criterion="random", target_sparsity=0.8),
+    # a thousandth more weight decay does nothing, but the rounding takes another course
+    "magnitude_again": dict(criterion="magnitude", target_sparsity=0.8, weight_decay=0.1001),
+    "slow": dict(criterion="magnitude", target_sparsity=0.8, learning_rate=2e-4),
 }
 seeds = (0, 1, 2)
-pairs = [("random", "magnitude"), ("magnitude_again", "magnitude")]
+pairs = [("slow", "magnitude"), ("magnitude_again", "magnitude")]

@@ -11,7 +11,6 @@ from gpt2.config import Config, load_config
 from gpt2.errors import UserError
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
-from gpt2.writer import Writer
 from pruning.optim import OPTIMIZERS
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
 
@@ -20,9 +19,7 @@ TINY = GPTConfig(block_size=8, vocab_size=20, n_layer=1, n_head=2, n_embd=16)
 
 def train(data_dir, out_dir, *arguments):
     arguments = [f"--data_dir={data_dir}", f"--out_dir={out_dir}", *SMALL, *arguments]
-    config = load_config(arguments, {})
-    with Writer(config.out_dir, config.keep_checkpoints) as writer:
-        train_gpt2.train(config, writer)
+    train_gpt2.train(load_config(arguments, {}))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -6,7 +6,7 @@ import pytest
 
 from study.statistics import compare, holm
 
-# Student (1908): additional hours of sleep under two drugs, ten patients. t = 4.0621, p = 0.002833, 95 % from 0.70 to 2.46.
+# Student (1908): hours of sleep gained under two drugs, ten patients. t = 4.0621, p = 0.002833, 95 % from 0.70 to 2.46.
 FIRST = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
 SECOND = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
 

@@ -1,0 +1,13 @@
+"""As the source ran it: bitter2 under AdamW.
+No curve of it is published; its formula is the documents' (see pruning/criteria.py).
+
+torchrun --nproc_per_node=4 train_gpt2.py config/source/bitter2.py
+"""
+
+from config.source.common import *  # noqa: F403
+
+out_dir = "out/source_bitter2"
+
+criterion = "bitter2"
+schedule = "linear"  # documents
+max_iters = 12_100  # documents (+21 %)

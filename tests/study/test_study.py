@@ -1,0 +1,231 @@
+"""A study end to end on a toy: resumed after a kill, unfair runs refused by name, tables from the results alone."""
+
+import copy
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2.errors import UserError
+from study import report
+from study.arms import ARMS
+from study.plan import load_plan, problems
+from study.run import parse, read_results, run_all, run_one, table
+from tests.conftest import ROOT
+
+PLAN = """
+from study.data import Text
+title = "toy"
+text = Text("toy", ("toy.txt",), {sha256!r}, ("--tokenizer=char", "--val_tokens=4_000"))
+base = dict(n_layer=1, n_head=2, n_embd=32, block_size=16, batch_size=8, gradient_accumulation_steps=1, max_iters=24,
+            learning_rate=1e-2, warmup_iters=2, eval_interval=8, eval_iters=8, checkpoint_interval=12, prune_interval=4,
+            device="cpu")
+arms = {{
+    "dense": {{}},
+    "magnitude": dict(criterion="magnitude", target_sparsity=0.9),
+    "random": dict(criterion="random", target_sparsity=0.9),
+    **{{name: dict(criterion="variance_quarter", target_sparsity=0.5, change=(name, {{}})) for name in {changes!r}}},
+}}
+seeds = (0, 1, 2)
+pairs = [("random", "magnitude"), ("magnitude", "dense")]
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a text and the plan about it."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "data").mkdir()
+    draw = random.Random(0)
+    words = ["the lamp ", "was lit ", "by hand ", "and the door ", "stood open "]
+    text = "".join(draw.choices(words, k=4000)).encode()
+    (folder / "data" / "toy.txt").write_bytes(text)
+    (folder / "toy.py").write_text(PLAN.format(sha256=hashlib.sha256(text).hexdigest(), changes=sorted(ARMS)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(folder):
+    return load_plan(folder / "toy.py")
+
+
+def arguments(folder, results, *more):
+    return parse(
+        [str(folder / "toy.py"), f"--results={folder / results}", f"--work={folder / 'work' / results}", *more]
+    )
+
+
+@pytest.fixture(scope="module")
+def results(folder, plan):
+    """The results of three arms with three seeds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        args = arguments(folder, "results")
+        for arm in ("dense", "magnitude", "random"):
+            for seed in plan.seeds:
+                run_one(plan, arm, seed, args)
+    return read_results(plan, folder / "results")
+
+
+def test_a_result_holds_all_that_repeats_it(results, plan, folder, monkeypatch):
+    result = results["magnitude-seed1.json"]
+    assert result["sparsity"] == pytest.approx(0.9, abs=1 / result["prunable"])
+    assert result["tokens"] == 24 * 8 * 16 and [point["step"] for point in result["curve"]] == [8, 16, 24]
+    assert result["config"]["seed"] == 1 and result["config"]["dtype"] == "float32"
+    assert sum(result["layer_sparsity"].values()) / 4 == pytest.approx(0.9, abs=0.08)
+    assert {"commit", "versions", "machine", "data", "epochs", "seconds", "parameters"} <= result.keys()
+    assert not (folder / "work" / "results" / "toy" / "magnitude-seed1" / "run").exists()
+    assert problems(plan, results) == []
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")}
+    assert run_all(plan, arguments(folder, "results", "--arms", "^(dense|magnitude|random)$")) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (folder / "results").rglob("*.json")}
+    assert "1.6" not in table(plan, {}) and f"{result['val_loss']:.4f}" in table(plan, results)
+
+
+def test_killed_and_started_again_it_ends_the_same(results, folder, plan, monkeypatch):
+    monkeypatch.chdir(folder)
+    args = arguments(folder, "killed")
+    command = [sys.executable, "-m", "study.run", str(folder / "toy.py"), f"--results={args.results}"]
+    command += [f"--work={args.work}", "--one", "magnitude", "1"]
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = Path(args.work) / "toy" / "magnitude-seed1" / "run" / "checkpoints"
+    while process.poll() is None and not list(work.glob("step-*")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run_one(plan, "magnitude", 1, args)
+    again = read_results(plan, args.results)["magnitude-seed1.json"]
+    assert again["val_loss"] == results["magnitude-seed1.json"]["val_loss"]
+    assert [point["step"] for point in again["curve"]] == [8, 16, 24]
+
+
+@pytest.mark.parametrize(
+    "place, value, named",
+    [
+        (("config", "prune_end"), 20, "prune_end is 20 there, 18 in the plan"),
+        (("config", "learning_rate"), 0.5, "learning_rate is 0.5 there, 0.01 in the plan"),
+        (("config", "dtype"), "bfloat16", "dtype is bfloat16 there, float32 in the plan"),
+        (("config", "batch_size"), 4, "batch_size is 4 there"),
+        (("config", "seed"), 5, "seed is 5 there, 1 in the plan"),
+        (("config", "schedule"), "cubic", "schedule is cubic there, gmp in the plan"),
+        (("curve", -1, "tokens"), 99, "tokens is 99 there, 3072 in the plan"),
+        (("data", "text"), "0" * 64, "text is 0000"),
+        (("data", "shards", "more.bin"), "0", "shards is"),
+        (("evaluation",), "0" * 16, "evaluation set is 0000"),
+        (("batches",), "0" * 16, "batch order is 0000"),
+        (("initial_weights",), "0" * 16, "initial weights is 0000"),
+        (("versions", "torch"), "1.0", "torch version is 1.0"),
+        (("sparsity",), 0.5, "final sparsity is 0.5 there, 0.9 in the plan"),
+        (("change",), ["regrow", {}], "change is ['regrow', {}] there, None in the plan"),
+        (("arm",), "magnitud", "arm 'magnitud' with seed 1 is not in the plan"),
+        (("seed",), 2, "belongs in magnitude-seed2.json"),
+    ],
+)
+def test_what_is_not_fair_is_refused_by_name(place, value, named, results, plan):
+    smuggled = copy.deepcopy(results)
+    where = smuggled["magnitude-seed1.json"]
+    for key in place[:-1]:
+        where = where[key]
+    where[place[-1]] = value
+    found = [line for line in problems(plan, smuggled) if line.startswith("magnitude-seed1.json")]
+    assert any(named in line for line in found), found
+
+
+def test_a_run_given_out_as_another_seed_is_refused(results, plan):
+    smuggled = copy.deepcopy(results)
+    twin = copy.deepcopy(smuggled["dense-seed1.json"])
+    twin["seed"] = twin["config"]["seed"] = 2
+    smuggled["dense-seed2.json"] = twin
+    assert any("seed 2 has the initial weights of seed 1" in line for line in problems(plan, smuggled))
+
+
+def report_of(folder, results, plan_file, monkeypatch):
+    """The bytes of every table and the names of the figures that `python -m study.report` makes."""
+    monkeypatch.setattr(report, "plan_files", lambda: [plan_file])
+    report.main(["--results", str(results), "--document", str(folder / "none.md")])
+    out = results / "report"
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_the_report_is_a_function_of_the_results(results, folder, monkeypatch, capsys):
+    mine = folder / "report-results"
+    shutil.copytree(folder / "results", mine)
+    first = report_of(folder, mine, folder / "toy.py", monkeypatch)
+    assert first == report_of(folder, mine, folder / "toy.py", monkeypatch)
+    assert "toy_differences.png" in first
+    pairs = first["toy_pairs.md"].decode()
+    assert "| random − magnitude | 3 |" in pairs and "higher" in pairs.splitlines()[2]
+    (mine / "toy" / "random-seed2.json").unlink()
+    fewer = report_of(folder, mine, folder / "toy.py", monkeypatch)
+    assert "| random − magnitude | 2 |" in fewer["toy_pairs.md"].decode()
+    path = mine / "toy" / "magnitude-seed0.json"
+    result = json.loads(path.read_text())
+    result["config"]["prune_begin"] += 1
+    path.write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match="2"):
+        report_of(folder, mine, folder / "toy.py", monkeypatch)
+    assert "magnitude-seed0.json: prune_begin is 7 there, 6 in the plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(ARMS))
+def test_each_change_runs_and_goes_on_exactly(name, folder, plan, monkeypatch):
+    """Twelve steps, then the rest from the checkpoint, against all at once."""
+    monkeypatch.chdir(folder)
+    whole, parts = (arguments(folder, f"{name}-{kind}") for kind in ("whole", "parts"))
+    kept = []
+    monkeypatch.setattr("study.run.shutil.rmtree", lambda path: kept.append(Path(path)))
+    run_one(plan, name, 0, whole)
+    target = Path(parts.work) / "toy" / f"{name}-seed0" / "run"
+    shutil.copytree(kept[0], target)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    shutil.rmtree(target / "checkpoints" / "step-00000024")
+    run_one(plan, name, 0, parts)
+    losses = [read_results(plan, args.results)[f"{name}-seed0.json"]["val_loss"] for args in (whole, parts)]
+    assert losses[0] == losses[1]
+
+
+def test_wrong_plans_are_named(folder):
+    source = (folder / "toy.py").read_text()
+    for change, named in (
+        (("max_iters", "max_iter"), "unknown option 'max_iter' \\(did you mean max_iters?"),
+        (('("magnitude", "dense")', '("magnitud", "dense")'), "no arm 'magnitud' \\(did you mean magnitude"),
+        (("n_head=2", "n_head=3"), "n_embd=32 is not divisible"),
+        (("seeds = (", "seeds = (" * 2), "SyntaxError"),
+        (('device="cpu"', 'device="cpu", dtype="auto"'), "dtype=auto: say which"),
+        (("seeds =", "seed ="), "lacks seeds"),
+    ):
+        path = folder / "wrong.py"
+        path.write_text(source.replace(*change))
+        with pytest.raises(UserError, match=named):
+            load_plan(path)
+    with pytest.raises(UserError, match="did you mean small"):
+        load_plan("smal")
+
+
+def test_another_text_is_refused(folder, plan, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="toy.txt is not here; put it at data/toy.txt"):
+        run_all(plan, arguments(folder, "other"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "toy.txt").write_text("another text")
+    with pytest.raises(UserError, match="the plan is about"):
+        run_all(plan, arguments(folder, "other"))
+
+
+def test_the_committed_report_is_what_the_committed_results_give():
+    study = report.load_study(ROOT / "results" / "study")
+    made = report.blocks(study)
+    for name, text in made.items():
+        assert (ROOT / "results" / "study" / "report" / f"{name}.md").read_text() == text + "\n", name
+    document = (ROOT / "docs" / "study.md").read_text()
+    assert report.fill(document, made) == document
