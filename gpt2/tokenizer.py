@@ -26,7 +26,7 @@ PROBE = " Ünïcode,\tnaïve  東京\r\n\n🙂\x00\x7f it's 3.14 <|endoftext|> D
 class Tokenizer:
     """A tokenizer's two functions, and what there is to know of it.
 
-    encode: str -> uint16 array, special tokens' names taken as plain text; decode: list[int] -> str without end-of-text.
+    encode: str -> uint16 array, special tokens' names taken as plain text; decode: list[int] -> str, no end-of-text.
     A lone surrogate, which is no character, is encoded as U+FFFD, as tiktoken does. characters: the vocabulary of char;
     tokenizer_json: what the file of a tokenizer of the library `tokenizers` holds.
     """
@@ -66,7 +66,7 @@ def gpt2():
 
 
 def around_long_spaces(text):
-    """The text in parts that have the tokens of the whole, none with more white space before a word than tiktoken takes.
+    """The text in parts that have the tokens of the whole, with no more white space before a word than tiktoken takes.
 
     GPT-2's pattern ends a token before the first of several white spaces, and before the last one of them where a word
     follows: that one may belong to it. What is between is one token's pattern, alone as in its place.
@@ -203,7 +203,7 @@ def from_json(text):
         raise UserError(f"the tokenizer.json has {vocab_size:,} tokens, and uint16 shards hold up to 65,536")
 
     def encode(text):
-        return np.array(model.encode(text, add_special_tokens=False).ids, np.uint16)
+        return np.array(model.encode_batch_fast([text], add_special_tokens=False)[0].ids, np.uint16)
 
     def decode(tokens):
         return model.decode([token for token in tokens if token != end_of_text], skip_special_tokens=False)

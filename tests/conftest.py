@@ -96,3 +96,15 @@ def refused(done):
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr + done.stdout
     return [line for line in done.stderr.splitlines() if "error:" in line]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """prepare_fineweb.py's workers are threads of this process, which start at once."""
+    import signal
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr("prepare_fineweb.pool", ThreadPoolExecutor)
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

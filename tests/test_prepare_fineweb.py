@@ -1,5 +1,6 @@
 """What prepare_fineweb.py promises: the same shards however it was run, interrupted or fed, and one line for what is wrong."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -41,11 +42,14 @@ def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def texts_in(folder):
+def texts_in(folder, words=None):
     """The documents that the shards in `folder` hold, in order."""
     meta = json.loads((folder / "meta.json").read_text())
-    words = tokenizer.load(meta["tokenizer"], meta["characters"])
-    tokens = np.concatenate([read_shard(folder / shard["name"]) for shard in meta["shards"]])
+    words = words or tokenizer.load(meta["tokenizer"], meta["characters"])
+    shards = meta["shards"]
+    if meta["arguments"]["val_tokens"] is None:  # the rest of the first shard lies in the last
+        shards = [shards[0], shards[-1], *shards[1:-1]]
+    tokens = np.concatenate([read_shard(folder / shard["name"]) for shard in shards])
     assert tokens[0] == words.end_of_text
     starts = [*np.flatnonzero(tokens == words.end_of_text), len(tokens)]
     return [words.decode(tokens[start + 1 : end].tolist()) for start, end in zip(starts, starts[1:])]
@@ -522,3 +526,157 @@ def test_verify_shows_documents(tmp_path):
     prepare("--input", tmp_path / "a.jsonl", "--out_dir", tmp_path / "out", "--tokenizer", "char", "--shard_size", 3000)
     shown = prepare("--verify", tmp_path / "out").stdout
     assert "Document 0: naïve café 東京 🙂" in shown and f"{len(TEXTS)} documents; hashes as in meta.json" in shown
+
+
+@pytest.fixture
+def main(in_process, capsys):
+    """prepare_fineweb.py in this process: main(...) -> (exit code, what it printed, the lines of its errors)."""
+    import prepare_fineweb
+
+    def call(*arguments):
+        code = 0
+        try:
+            prepare_fineweb.main([*map(str, arguments), "--workers", "1"])
+        except SystemExit as end:
+            code = end.code
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return code, output.out, [line for line in output.err.splitlines() if "error:" in line]
+
+    return call
+
+
+@pytest.mark.parametrize("tokens, sizes", [(95, [9, 86]), (1001, [100, 901]), (2500, [250, 1000, 500, 750])])
+def test_without_val_tokens_a_tenth_is_for_validation(tokens, sizes, main, tmp_path):
+    text = "".join(chr(97 + i % 26) for i in range(tokens - 1))
+    (tmp_path / "a.txt").write_text(text)
+    shard_size = 10_000 if tokens < 2000 else 1000
+    command = ("--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte", "--shard_size")
+    code, shown, errors = main(*command, shard_size)
+    assert code == 0 and f"{tokens:,}, {sizes[0]:,} of them for validation" in shown, errors
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert [shard["tokens"] for shard in meta["shards"]] == sizes and texts_in(tmp_path / "out") == [text]
+    assert main("--verify", tmp_path / "out")[0] == 0
+
+
+def test_of_ten_shards_and_more_the_first_is_for_validation(main, tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 10_000)
+    command = ("--input", tmp_path / "a.txt", "--out_dir", tmp_path / "out", "--tokenizer", "byte")
+    assert main(*command, "--shard_size", 1000)[0] == 0
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert [shard["tokens"] for shard in meta["shards"]] == [1000] * 10 + [1]
+
+
+@pytest.mark.parametrize("files", [0, 1, 2])
+def test_killed_while_the_validation_shard_is_parted_it_ends_with_the_same_bytes(files, main, tmp_path, monkeypatch):
+    from gpt2.shards import ShardFile
+
+    (tmp_path / "a.txt").write_text("".join(chr(97 + i % 26) for i in range(2499)))
+    command = ("--input", tmp_path / "a.txt", "--tokenizer", "byte", "--shard_size", 1000, "--out_dir")
+    assert main(*command, tmp_path / "whole")[0] == 0
+    close, closed = ShardFile.close, []
+
+    def die(shard):
+        if len(closed) == 3 + files:
+            raise KeyboardInterrupt
+        closed.append(close(shard))
+        if len(closed) == 3 + files == 5:
+            raise KeyboardInterrupt
+        return closed[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardFile, "close", die)
+        assert main(*command, tmp_path / "out")[0] == 130
+    assert main(*command, tmp_path / "out")[0] == 0
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["", "x"])
+def test_too_little_text_says_so(text, main, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n" if text else "\n")
+    code, _, errors = main("--input", tmp_path / "a.jsonl", "--out_dir", tmp_path / "out", "--tokenizer", "byte")
+    if text:
+        assert code == 0  # a token for each
+    else:
+        assert code == 2 and len(errors) == 1 and "has 0 tokens, too few for training and validation" in errors[0]
+
+
+NASTY = {
+    "blanks": " " * 1_100_000 + "word",
+    "line breaks": "\n" * 1_100_000 + "word",
+    "one letter": "a" * 1_000_000,
+    "combining": "e" + "\u0301" * 300_000,
+    "zero bytes": "\0" * 100_000,
+    "lone surrogates": "a\ud800b\udfff",
+    "nested emoji": "👩‍👩‍👧‍👦" * 5000,
+    "special": "<|endoftext|>" * 1000,
+    "right to left": "\u202e\u2066" * 10_000,
+}
+
+
+def test_no_text_ends_a_preparation(main, tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data("tiktoken")))
+    lines = [json.dumps({"text": text}) + "\n" for text in NASTY.values()]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    code, _, errors = main("--input", tmp_path / "a.jsonl", "--out_dir", tmp_path / "out")
+    assert code == 0, errors
+    expected = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in NASTY.values()]
+    assert texts_in(tmp_path / "out") == expected
+
+
+def test_a_text_that_cannot_be_tokenized_is_named_and_can_be_left_out(main, tmp_path, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def encode(text):
+        if "bad" in text:
+            raise Panic("index out of range\nnote: run with RUST_BACKTRACE=1")
+        return words.encode(text)
+
+    words = tokenizer.byte()
+    monkeypatch.setattr("gpt2.tokenizer.byte", lambda: dataclasses.replace(words, encode=encode))
+    tokenizer.built.cache_clear()
+    write_parquet(tmp_path / "a.parquet", ["good", "bad", "better"])
+    command = ("--input", tmp_path / "a.parquet", "--out_dir", tmp_path / "out", "--tokenizer", "byte")
+    code, _, errors = main(*command)
+    assert code == 2 and len(errors) == 1
+    assert "a.parquet: row 1: cannot be tokenized: Panic: index out of range; --skip_bad" in errors[0]
+    code, shown, _ = main(*command, "--skip_bad")
+    tokenizer.built.cache_clear()
+    meta = json.loads((tmp_path / "out" / "meta.json").read_text())
+    assert code == 0 and meta["skipped"] == 1 and texts_in(tmp_path / "out") == ["good", "", "better"]
+    assert "documents skipped" in shown
+
+
+@pytest.mark.parametrize("damage", ["cut off", "a changed number", "a list", "deep", "no check"])
+def test_a_damaged_progress_json_is_named(damage, main, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("x" * 5000)
+    command = (
+        "--input",
+        tmp_path / "a.txt",
+        "--out_dir",
+        tmp_path / "out",
+        "--tokenizer",
+        "byte",
+        "--shard_size",
+        1000,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("prepare_fineweb.Preparation.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(*command)[0] == 130
+    path = tmp_path / "out" / "progress.json"
+    text = path.read_text()
+    state = json.loads(text)
+    path.write_text(
+        {
+            "cut off": text[:-20],
+            "a changed number": text.replace('"taken": ', '"taken": 1'),
+            "a list": "[1]",
+            "deep": "[" * 100_000,
+            "no check": json.dumps({name: value for name, value in state.items() if name != "check"}),
+        }[damage]
+    )
+    code, _, errors = main(*command)
+    assert code == 2 and len(errors) == 1 and "progress.json: is damaged" in errors[0]
+    path.write_text(text)
+    assert main(*command)[0] == 0

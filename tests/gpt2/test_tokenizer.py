@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2 import tokenizer
+from gpt2.bpe import train
 from gpt2.errors import UserError
 from tests.conftest import shared_data
 
@@ -92,15 +93,7 @@ def test_without_a_vocabulary_one_line_names_both_ways(monkeypatch):
 @pytest.fixture(scope="module")
 def bpe():
     """A byte-level BPE of 300 tokens as the text of its tokenizer.json, trained with the library tokenizers."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer, model.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    model.train_from_iterator([TEXT * 20, "the end of the beginning " * 20], trainer)
-    return model.to_str()
+    return train([TEXT * 20, "the end of the beginning " * 20], 300)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "byte", "char", "bpe"])
