@@ -141,26 +141,33 @@ class TrainingBatches:
         return self.windows[window_numbers(first, size, len(self.windows), self.config.seed)]
 
     def from_step(self, step):
-        """Endless (micro_step, inputs, targets) of this rank, on its device, each read while the one before is computed."""
+        """Endless (micro_step, inputs, targets) of this rank, on its device."""
         share = self.config.gradient_accumulation_steps // self.world.size
         mine = range(self.world.rank * share, (self.world.rank + 1) * share)
         order = ((s, micro) for s in itertools.count(step) for micro in mine)
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self.read, *next(order))
-            while True:
-                micro_step, inputs, targets = ahead.result()
-                ahead = reader.submit(self.read, *next(order))
-                yield micro_step, to_device(inputs, self.world.device), to_device(targets, self.world.device)
+        return read_ahead(lambda place: (place[1], *self.at(*place)), order, self.world.device)
 
-    def read(self, step, micro_step):
-        inputs, targets = self.at(step, micro_step)
-        if self.world.device.type == "cuda":
-            inputs, targets = inputs.pin_memory(), targets.pin_memory()
-        return micro_step, inputs, targets
+
+def read_ahead(read, places, device):
+    """read(place) of each of `places`, its tensors on `device`: read by a thread while the one before is in use."""
+    places, cuda = iter(places), device.type == "cuda"
+
+    def pinned(place):
+        return [item.pin_memory() if cuda and torch.is_tensor(item) else item for item in read(place)]
+
+    # A thread starts on GPU 0, where pinning would take memory.
+    own_gpu = dict(initializer=torch.cuda.set_device, initargs=(device,)) if cuda else {}
+    with ThreadPoolExecutor(1, **own_gpu) as reader:
+        ahead = [reader.submit(pinned, place) for place in itertools.islice(places, 1)]
+        while ahead:
+            items = ahead.pop().result()
+            ahead += [reader.submit(pinned, place) for place in itertools.islice(places, 1)]
+            yield [to_device(item, device) if torch.is_tensor(item) else item for item in items]
 
 
 def to_device(tensor, device):
-    return tensor.to(device, non_blocking=True)
+    """A copy on `device`: without waiting only from pinned memory, which is not used again before the copy is done."""
+    return tensor.to(device, non_blocking=tensor.is_pinned())
 
 
 def evaluation_batches(windows, config, world):
@@ -172,7 +179,9 @@ def evaluation_batches(windows, config, world):
     count = min(len(windows), config.eval_iters * config.batch_size)
     count -= count % config.batch_size if count > config.batch_size else 0
     chosen = shuffled(np.arange(count), len(windows), seed=0)
-    for first in range(0, count, world.size * config.batch_size):
+
+    def read(first):
         mine = chosen[first + world.rank * config.batch_size :][: config.batch_size]
-        inputs, targets = windows[mine if len(mine) else chosen[: config.batch_size]]
-        yield to_device(inputs, world.device), to_device(targets, world.device), len(mine)
+        return *windows[mine if len(mine) else chosen[: config.batch_size]], len(mine)
+
+    return read_ahead(read, range(0, count, world.size * config.batch_size), world.device)
