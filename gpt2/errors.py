@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 
@@ -32,18 +33,27 @@ def first_line(error):
 
 @contextlib.contextmanager
 def one_line_errors(program, *others, interrupted="interrupted", leave=None):
-    """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130) instead of a traceback.
+    """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130).
 
     leave: how to end the process with that code; by default at once, whatever threads or process groups are alive.
+    Besides, nothing that is printed ends a command for want of a character, and Ctrl-C is heard however it was started.
 
     Under torchrun the first rank to exit brings the others down, and what they would have said with them. So rank 0
     speaks at once and the others wait a moment: an error that all ranks share is said once, one that only a later
-    rank meets is still said. A rank whose collective breaks because another has left waits longer: it has nothing to say
-    unless it outlives the other.
+    rank meets is still said. A rank whose collective breaks because another has left waits longer: it has nothing to
+    say unless it outlives the other.
     """
     rank, leave = int(os.environ.get("RANK", 0)), leave or exit_at_once
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # what a console cannot show ends no run
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     try:
         yield
+    except BrokenPipeError:  # as of `| head`: nobody is left to tell
+        sys.stdout = sys.stderr = open(os.devnull, "w")
+        leave(1)
     except (UserError, *others) as error:
         if rank:
             time.sleep(5)

@@ -1,7 +1,9 @@
 """Fixtures that many tests share: small shards, a fast way to call the commands, several ranks in one process tree."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -61,24 +63,52 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def run(program, *arguments, ranks=None, check=True, env=(), **options):
-    """Run a program of this project; returns the finished process with its output as text."""
+STARTED = []  # processes of the test that runs
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    """However a test ends, the processes that it started with `start` end with it, and theirs."""
+    yield
+    while STARTED:
+        end(STARTED.pop())
+
+
+def end(process):
+    """Kill the group of a process that `start` gave, which it leads."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def start(program, *arguments, ranks=None, env=(), **options):
+    """Start a program of this project, in a process group of its own; returns the process, with its output as text."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(env)
-    done = subprocess.run(
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    process = subprocess.Popen(
         [sys.executable, *launcher, *program.split(), *map(str, arguments)],
-        cwd=options.pop("cwd", ROOT),
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **options,
+        start_new_session=True,
+        **(pipes | options),
     )
-    if check and done.returncode:
+    STARTED.append(process)
+    return process
+
+
+def run(program, *arguments, ranks=None, check=True, env=(), **options):
+    """Run a program of this project; returns the finished process with its output as text."""
+    process = start(program, *arguments, ranks=ranks, env=env, **options)
+    try:
+        output, errors = process.communicate(timeout=600)
+    finally:
+        end(process)
+        STARTED.remove(process)
+    if check and process.returncode:
         raise AssertionError(
-            f"{program} {arguments} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+            f"{program} {arguments} ended with {process.returncode}:\n{output[-3000:]}\n{errors[-6000:]}"
         )
-    return done
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def metrics_of(out_dir):

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt2 import tokenizer
-from tests.conftest import ROOT, refused, run, shared_data
+from tests.conftest import refused, run, shared_data, start
 
 TEXTS = [
     f"Document {i}: naïve café 東京 🙂 <|endoftext|> 'tis\n\n  " + "the quick brown fox " * (i % 7 * 9) + "\r\nend "
@@ -180,14 +178,8 @@ def test_the_shards_do_not_depend_on_the_number_of_workers(workers, novels, tmp_
     assert files_in(tmp_path / "out") == whole
 
 
-def start(arguments, out_dir):
-    return subprocess.Popen(
-        [sys.executable, "prepare_fineweb.py", *map(str, arguments), "--out_dir", str(out_dir), "--workers", "2"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start_preparation(arguments, out_dir):
+    return start("prepare_fineweb.py", *arguments, "--out_dir", out_dir, "--workers", 2)
 
 
 def wait_for_shards(process, folder, count):
@@ -197,7 +189,7 @@ def wait_for_shards(process, folder, count):
 
 def stopped_after(count, arguments, out_dir, how=signal.SIGKILL):
     """(exit code, stderr, seconds it took to end) of a preparation that got the signal `how` when `count` shards were there."""
-    process = start(arguments, out_dir)
+    process = start_preparation(arguments, out_dir)
     wait_for_shards(process, out_dir, count)
     sent = time.monotonic()
     process.send_signal(how)
@@ -209,7 +201,7 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bytes(novels, tmp_path):
     _, arguments, whole = novels
     out, draw, kills = tmp_path / "out", random.Random(0), 0
     while kills < 20:
-        process = start(arguments, out)
+        process = start_preparation(arguments, out)
         if draw.random() < 0.25:
             time.sleep(draw.random())
         else:
@@ -243,7 +235,7 @@ def test_sigterm_ends_it_soon_and_says_how_to_go_on(novels, tmp_path):
 
 def test_two_at_once_do_not_write_the_same_folder(novels, tmp_path):
     _, arguments, whole = novels
-    first = start(arguments, tmp_path)
+    first = start_preparation(arguments, tmp_path)
     wait_for_shards(first, tmp_path, 2)
     first.send_signal(signal.SIGSTOP)
     lines = refused(prepare(*arguments, "--out_dir", tmp_path, check=False))

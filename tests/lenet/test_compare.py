@@ -5,11 +5,10 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 from lenet.compare import matrix
-from tests.conftest import ROOT, refused, run
+from tests.conftest import refused, run, start
 from tests.lenet.helpers import write_mnist
 
 
@@ -104,33 +103,18 @@ def test_bad_arguments_are_one_line(tmp_path):
 
 
 def test_interrupted_or_killed_it_leaves_no_process_behind(tmp_path):
+    """Started as a shell starts `command &`, where SIGINT is ignored at first."""
     write_mnist(tmp_path / "mnist", 30_000, 100)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "lenet.compare",
-                "--data-dir",
-                str(tmp_path / "mnist"),
-                "--out",
-                str(tmp_path / "out"),
-                "--jobs",
-                "2",
-            ],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        arguments = ("--data-dir", tmp_path / "mnist", "--out", tmp_path / "out", "--jobs", 2)
+        process = start("-m lenet.compare", *arguments, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
         children = []
         while process.poll() is None and len(children) < 3:  # two workers and multiprocessing's tracker
             time.sleep(0.1)
             children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
         time.sleep(1)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=60)
         assert process.returncode != 0 and "Traceback" not in errors
         if number == signal.SIGINT:
             assert process.returncode == 130 and "the same command continues" in errors.splitlines()[-1]
