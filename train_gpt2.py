@@ -42,7 +42,8 @@ from pruning.schedule import SCHEDULES
 
 
 def open_data(config, found):
-    """The config with the vocabulary filled in (the data's, or else the run's), and the windows of training and validation."""
+    """The config with the vocabulary filled in (the data's, or else the run's), and the windows of training and
+    validation."""
     of_data = read_meta(config.data_dir).get("vocab_size", 0)
     if 0 < config.vocab_size < of_data:
         raise UserError(
@@ -77,6 +78,7 @@ def make_pruner(model, optimizer, config):
         config.prune_end,
         config.prune_interval,
         allocation=config.allocation,
+        pattern=config.pattern or None,
     )
 
 

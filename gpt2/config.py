@@ -92,6 +92,11 @@ class Config:
     )
     schedule: str = option("gmp", "how sparsity rises from prune_begin to prune_end: a name of pruning/schedule.py")
     allocation: str = option("global", "how sparsity is spread over layers: a name of pruning/allocation.py")
+    pattern: str = option(
+        "",
+        "n:m: prune only among the n lowest of every m weights of a row, as 2:4, which sparse tensor cores take; "
+        "empty: anywhere",
+    )
     prune_begin: int = option(-1, "step of the first update; -1: a quarter of max_iters", at_least=-1)
     prune_end: int = option(-1, "step that reaches target_sparsity; -1: three quarters of max_iters", at_least=-1)
     prune_interval: int = option(20, "steps from one update to the next", at_least=1)
@@ -361,6 +366,7 @@ def impossible(config, names):
             f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end <= "
             f"max_iters={config.max_iters}"
         )
+    problems += impossible_pattern(config)
     if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:
         problems.append(f"min_lr={config.min_lr}: expected 0 <= min_lr <= learning_rate={config.learning_rate}")
     return problems
@@ -379,11 +385,27 @@ def setting_changes(old, new):
     return differences(old, new, names)
 
 
+def impossible_pattern(config):
+    """A line where pattern is none, or does not go with the sparsity, the allocation or the model's width."""
+    if not config.pattern or config.criterion == "none":
+        return []
+    n, colon, m = config.pattern.partition(":")
+    if not (colon and n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+        return [f"pattern={config.pattern}: expected n:m with 0 < n < m, as in 2:4"]
+    problems = []
+    if config.target_sparsity > int(n) / int(m):
+        problems.append(f"pattern={config.pattern} allows at most target_sparsity={int(n) / int(m):g}")
+    if config.allocation not in ("global", "uniform"):
+        problems.append(f"pattern={config.pattern} does not go with allocation={config.allocation}, but with global")
+    if config.n_embd % int(m):
+        problems.append(f"pattern={config.pattern}: n_embd={config.n_embd} is not divisible by {m}")
+    return problems
+
+
 def differences(old, new, names):
-    """'name is OLD there, NEW here' for each of `names` on which the dicts differ."""
-    return [
-        f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)
-    ]
+    """'name is OLD there, NEW here' for each of `names` on which the dicts differ; a later option has its default."""
+    there = lambda name: old.get(name, FIELDS[name].default if name in FIELDS else None)
+    return [f"{name} is {there(name)} there, {new.get(name)} here" for name in names if there(name) != new.get(name)]
 
 
 def help_text():

@@ -10,14 +10,15 @@ from gpt2.tokenizer import END_OF_TEXT, gpt2_encoding
 def write(folder, words, block_size):
     """Write tokenizer.json and tokenizer_config.json, and for GPT-2 its vocab.json and merges.txt, into `folder`."""
     made = as_library_tokenizer(words)
+    end = made.id_to_token(words.end_of_text)
     write_atomically(folder / "tokenizer.json", made.to_str(pretty=True).encode())
     write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "GPT2Tokenizer" if words.name == "gpt2" else "PreTrainedTokenizerFast",
             "model_max_length": block_size,
-            "bos_token": END_OF_TEXT,
-            "eos_token": END_OF_TEXT,
+            "bos_token": end,
+            "eos_token": end,
             "unk_token": END_OF_TEXT if words.name == "gpt2" else None,
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
@@ -47,9 +48,10 @@ def as_library_tokenizer(words):
         made = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words.name == "gpt2")
         made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    if made.token_to_id(END_OF_TEXT) != words.end_of_text:
-        raise ValueError(f"end-of-text is {made.token_to_id(END_OF_TEXT)} there, {words.end_of_text} here")
+    if words.end_of_text >= len(words.characters):
+        made.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    if made.get_vocab_size() != words.vocab_size:
+        raise ValueError(f"{made.get_vocab_size()} tokens there, {words.vocab_size} here")
     return made
 
 

@@ -6,7 +6,7 @@ Weights are read tensor by tensor, when they are asked for; nothing that is read
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -155,8 +155,10 @@ def tokenizer_of(found, data_dir=None):
         raise UserError(
             f"{found.folder}: does not say which tokenizer it was trained with; name the data with --data_dir"
         )
-    words = tokenizer.load(described)
-    if words.vocab_size > found.sizes.vocab_size:
+    words, size = tokenizer.load(described), found.sizes.vocab_size
+    if words.name == "char" and words.vocab_size == size + 1:  # nanoGPT's characters, without end-of-text
+        return replace(words, vocab_size=size, end_of_text=max(0, words.characters.find("\n")))
+    if words.vocab_size > size:
         raise UserError(
             f"{found.folder}: its tokenizer has {words.vocab_size} tokens, the model {found.sizes.vocab_size}; "
             "was the data prepared anew?"

@@ -1,0 +1,198 @@
+"""Models that come from elsewhere: Hugging Face's sizes and file layouts, nanoGPT's checkpoints, and training on from
+them."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import train_gpt2
+from gpt2 import convert, evaluate, export, hugging_face, load, sample
+from gpt2.model import GPT, GPTConfig
+from tests.conftest import SMALL, metrics_of
+
+transformers = pytest.importorskip("transformers")
+SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 101, "n_positions": 24}
+
+
+@pytest.fixture
+def their_model():
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES)).eval()
+    for parameter in model.parameters():  # biases and norms start at 0 and 1, where a mix-up would not show
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize(
+    "n_layer, n_head, n_embd, parameters",
+    [
+        (12, 12, 768, 124_439_808),
+        (24, 16, 1024, 354_823_168),
+        (36, 20, 1280, 774_030_080),
+        (48, 25, 1600, 1_557_611_200),
+    ],
+)
+def test_the_four_published_sizes(n_layer, n_head, n_embd, parameters, tmp_path):
+    """Names and shapes of transformers' models, on the meta device, are those that our reader expects."""
+    theirs = transformers.GPT2Config(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    (tmp_path / "config.json").write_text(json.dumps(theirs.to_dict(), default=str))
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in transformers.GPT2LMHeadModel(theirs).named_parameters()}
+    sizes = hugging_face.sizes_of(tmp_path)
+    ours = {
+        name: shape[::-1] if name.endswith(hugging_face.TRANSPOSED) else shape
+        for name, shape in export.shapes_of(sizes).items()
+    }
+    assert ours == shapes
+    assert sum(torch.Size(shape).numel() for shape in ours.values()) == parameters
+
+
+@pytest.mark.parametrize("layout", ["saved", "sharded", "hub"])
+def test_folders_as_transformers_and_the_hub_lay_them_out(their_model, tmp_path, layout):
+    their_model.save_pretrained(tmp_path, max_shard_size="20KB" if layout == "sharded" else "1GB")
+    if layout == "hub":  # no prefix, and the causal masks as tensors
+        tensors = {name.removeprefix("transformer."): t.contiguous() for name, t in their_model.state_dict().items()}
+        tensors.pop("lm_head.weight")
+        tensors["h.0.attn.bias"] = torch.ones(1, 1, 24, 24)
+        save_file(tensors, tmp_path / "model.safetensors")
+    _, ours = load.load_run(tmp_path, "cpu")
+    tokens = torch.randint(0, 101, (2, 24))
+    with torch.no_grad():
+        assert torch.allclose(ours(tokens)[0], their_model(tokens).logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model_type": "llama"}, "only GPT-2"),
+        ({"activation_function": "relu"}, "activation_function is relu"),
+        ({"n_inner": 7}, "n_inner is 7"),
+        ({"n_layer": 3}, "lacks the parameter"),
+    ],
+)
+def test_other_architectures_are_one_line(their_model, command, tmp_path, change, words):
+    their_model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    code, _, err = command(export, tmp_path, "--to", tmp_path / "out")
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_folder_without_safetensors_or_tokenizer(their_model, command, tmp_path):
+    their_model.save_pretrained(tmp_path)
+    code, _, err = command(export, tmp_path, "--to", tmp_path / "out")
+    assert code == 2 and "tokenizer.json" in err
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    code, _, err = command(export, tmp_path, "--to", tmp_path / "out")
+    assert code == 2 and "holds no model.safetensors" in err
+
+
+def trained_on(out_dir, source, *options):
+    data = f"--data_dir={source.parent / 'data'}"
+    train_gpt2.main([*SMALL, data, f"--out_dir={out_dir}", "--gradient_accumulation_steps=2", *options])
+
+
+@pytest.mark.parametrize("form", ["run", "hf", "bitmask"])
+def test_training_on_from_a_sparse_model(finished_run, command, tmp_path, form):
+    source = start = finished_run("byte")
+    if form != "run":
+        start = tmp_path / "exported"
+        assert command(export, source, "--format", form, "--to", start)[0] == 0
+    trained_on(tmp_path / "run", source, f"--init_from={start}", "--max_iters=2", "--eval_interval=1")
+    before, after = load.find(source).tensors, load.find(tmp_path / "run").tensors
+    assert any((before[name]() != after[name]()).any() for name in before)
+    if "keep_zeros" in train_gpt2.load_config.__globals__["FIELDS"]:
+        for name in before:
+            if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+                assert torch.equal(before[name]() == 0, after[name]() == 0), name
+    expected = metrics_of(source)[-1]["val_loss"]
+    assert metrics_of(tmp_path / "run")[0]["val_loss"] == pytest.approx(expected, abs=0.3)
+
+
+def nanogpt_checkpoint(path, vocab_size, bias=False):
+    """A ckpt.pt as nanoGPT's train.py writes it, from a model with its names: compiled, tied, with an optimizer."""
+    torch.manual_seed(0)
+    sizes = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, bias=bias, vocab_size=vocab_size, dropout=0.0)
+    model = GPT(GPTConfig(**sizes)).eval()
+    names = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    config = {"learning_rate": 1e-3, "max_iters": 5000, "batch_size": 12, "dataset": "shakespeare", "compile": True}
+    kept = {"model": names, "optimizer": {}, "model_args": sizes, "iter_num": 250, "best_val_loss": torch.tensor(1.5)}
+    torch.save(kept | {"config": config}, path)
+    return model
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_nanogpt_checkpoints(command, tmp_path, bias):
+    model = nanogpt_checkpoint(tmp_path / "ckpt.pt", 50304, bias)
+    code, out, err = command(convert, tmp_path / "ckpt.pt", "--to", tmp_path / "mine")
+    assert code == 0, err
+    found, ours = load.load_run(tmp_path / "mine", "cpu")
+    tokens = torch.randint(0, 50304, (2, 16))
+    with torch.no_grad():
+        assert torch.equal(ours(tokens)[0], model(tokens)[0])
+    assert found.origin["step"] == 250 and found.config.learning_rate == 1e-3 and found.origin["val_loss"] == 1.5
+
+
+def test_nanogpt_characters_have_no_end_of_text(command, tmp_path):
+    model = nanogpt_checkpoint(tmp_path / "ckpt.pt", 5)
+    (tmp_path / "input.txt").write_text("abc\n dcba"[:7])
+    arguments = [tmp_path / "ckpt.pt", "--to", tmp_path / "mine"]
+    code, _, err = command(convert, *arguments)
+    assert code == 2 and "--characters" in err
+    code, _, err = command(convert, *arguments, "--characters", tmp_path / "input.txt")
+    assert code == 2 and "6 characters" in err
+    (tmp_path / "input.txt").write_text("ab\n cba")
+    code, _, err = command(convert, *arguments, "--characters", tmp_path / "input.txt")
+    assert code == 0, err
+    code, out, err = command(sample, tmp_path / "mine", "--device", "cpu", "--max_new_tokens", 20)
+    assert code == 0 and set(out) <= set("ab\n c"), err
+    assert command(export, tmp_path / "mine", "--to", tmp_path / "hf")[0] == 0
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert theirs("cab")["input_ids"] == [4, 2, 3] and model.config.vocab_size == 5
+
+
+class Runs:
+    def __reduce__(self):
+        return (sys.exit, (77,))
+
+
+def test_a_pickle_that_would_run_code_is_refused(command, tmp_path):
+    torch.save({"model": Runs(), "model_args": {}}, tmp_path / "ckpt.pt")
+    code, _, err = command(convert, tmp_path / "ckpt.pt", "--to", tmp_path / "mine")
+    assert code == 2 and not (tmp_path / "mine").exists() and len(err.strip().splitlines()) == 1
+
+
+def test_a_finished_run_moved_without_its_data(finished_run, command, tmp_path):
+    import shutil
+
+    shutil.copytree(finished_run("char"), tmp_path / "moved")
+    for path in tmp_path.glob("moved/checkpoints/*/manifest.json"):  # the data's folder is gone
+        text = path.read_text()
+        assert str(finished_run("char").parent / "data") in text
+    if load.find(tmp_path / "moved").origin.get("tokenizer"):
+        code, out, err = command(sample, tmp_path / "moved", "--device", "cpu", "--max_new_tokens", 5)
+        assert code == 0, err
+    data = finished_run("char").parent / "data"
+    code, _, err = command(evaluate, tmp_path / "moved", "--data_dir", data, "--tokens", 64)
+    assert code == 0, err
+
+
+def test_a_2_4_run_has_the_pattern_of_sparse_tensor_cores(finished_run, tmp_path):
+    """Two of every four weights of a row are zero in every matrix, and torch packs such a matrix without loss."""
+    options = ["--criterion=magnitude", "--pattern=2:4", "--prune_begin=1", "--prune_end=6", "--max_iters=6"]
+    trained_on(tmp_path / "run", finished_run("byte"), *options, "--target_sparsity=0.5", "--prune_interval=5")
+    tensors = load.find(tmp_path / "run").tensors
+    matrices = [tensors[name]() for name in tensors if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))]
+    assert len(matrices) == 8
+    for matrix in matrices:
+        zeros = (matrix == 0).view(-1, 4).sum(1)
+        assert (zeros >= 2).all() and np.mean((zeros == 2).numpy()) > 0.99
+        packed, places = torch.sparse._semi_structured_conversions.sparse_semi_structured_from_dense_cutlass(
+            matrix.half()
+        )
+        back = torch.sparse._semi_structured_conversions.sparse_semi_structured_to_dense_cutlass(packed, places)
+        assert torch.equal(back, matrix.half()) and packed.numel() * 2 == matrix.numel()
