@@ -184,6 +184,8 @@ def table(runs):
 def page(runs):
     """The HTML file, data inside."""
     defaults = {name: field.default for name, field in FIELDS.items()}
+    finite = lambda row: {name: value for name, value in row.items() if isinstance(value, str) or math.isfinite(value)}
+    runs = [run | {"summary": finite(run["summary"])} for run in runs]
     data = json.dumps({"runs": runs, "defaults": defaults}, allow_nan=False).replace("<", "\\u003c")
     return PAGE.read_text().replace("DATA_OF_THE_RUNS", data)
 
