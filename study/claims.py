@@ -53,7 +53,7 @@ CLAIMS = (
     ),
     *(
         Claim(
-            f"|w|·v^¼ without an absolute eps beats magnitude at {s} %",
+            f"variance_quarter, bitter7 without its absolute eps, beats magnitude at {s} %",
             "this project",
             "small",
             f"variance_quarter-adamw-{s}",

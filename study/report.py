@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
+from pruning.memory import METHODS, account
 from study import figures
 from study.claims import CLAIMS
 from study.plan import RESULTS, load_plan, plan_files, problems
@@ -19,6 +20,15 @@ from study.statistics import compare, holm
 
 DOCUMENT = Path("docs/study.md")
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
+CAPTIONS = {
+    "differences": "fair comparison: differences in perplexity that were planned, with their 95 % intervals",
+    "sparsity": "loss above dense AdamW against sparsity",
+    "curves": "perplexity along the training",
+    "layers": "sparsity of each layer at 90 %",
+    "overlap": "overlap of the sets that criteria keep, from the same states",
+    "eps": "v against the eps of 1e-8",
+    "averages": "a gradient and its averages",
+}
 LEAST = 3  # seeds below which nothing is concluded
 
 
@@ -60,28 +70,33 @@ def verdict(comparison, corrected):
 
 
 def arms_table(plan, results):
-    """A row an arm: n, loss and its standard deviation, perplexity, sparsity, parameters that are not zero, seconds."""
-    rows = ["| arm | n | val_loss | sd | perplexity | sparsity | live parameters | seconds |", "|---|" + "---:|" * 7]
+    """A row an arm: n, loss, its standard deviation, perplexity, sparsity, live parameters, memory, seconds.
+
+    Memory is weights, gradients, states and buffers in bytes a parameter, by pruning/memory.py's account.
+    """
+    columns = ("n", "val_loss", "sd", "perplexity", "sparsity", "live parameters", "memory", "seconds")
+    rows = [f"| arm | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for arm in plan.arms:
         runs = [r for r in results.values() if r["arm"] == arm]
         if not runs:
-            rows.append(f"| {arm} | 0 | | | | | | |")
+            rows.append(f"| {arm} | 0 |" + " |" * 7)
             continue
         losses = [r["val_loss"] for r in runs]
-        mean, n = math.fsum(losses) / len(losses), len(losses)
+        n, mean = len(losses), math.fsum(losses) / len(losses)
         sd = f"{math.sqrt(math.fsum((x - mean) ** 2 for x in losses) / (n - 1)):.4f}" if n > 1 else ""
         live = round(math.fsum(r["parameters"] - r["sparsity"] * r["prunable"] for r in runs) / n)
         seconds = math.fsum(r["seconds"] for r in runs) / n
-        numbers = (
-            f"{mean:.4f}",
-            sd,
-            f"{math.exp(mean):.3f}",
-            f"{runs[0]['sparsity']:.0%}",
-            f"{live:,}",
-            f"{seconds:.0f}",
-        )
-        rows.append(f"| {arm} | {n} | " + " | ".join(numbers) + " |")
+        numbers = (n, f"{mean:.4f}", sd, f"{math.exp(mean):.3f}", f"{runs[0]['sparsity']:.0%}", f"{live:,}")
+        rows.append(f"| {arm} | {' | '.join(map(str, numbers))} | {memory(runs[0]):.1f} | {seconds:.0f} |")
     return "\n".join(rows)
+
+
+def memory(run):
+    """Bytes a parameter that training takes."""
+    change = run["change"][0] if run["change"] else run["config"]["criterion"]
+    method = {"averaged": "movement", "extra_decay": "movement"}.get(change, change)  # 4 bytes, too
+    method = method if method in METHODS else "state"
+    return account(run["parameters"], run["prunable"], run["config"]["optimizer"], method)["total"] / run["parameters"]
 
 
 def pairs_table(plan, results):
@@ -203,12 +218,21 @@ def headline(study):
     return "The main question is open: fewer than two seeds are done."
 
 
-def blocks(study):
-    """name -> text of each generated part of docs/study.md."""
-    made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
+def blocks(study, out):
+    """name -> text of each generated part of docs/study.md; out: the folder of the figures."""
+    made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study), "figures": pictures(out)}
     for plan, results in study:
         made |= {f"{plan.name}_{part}": table(plan, results) for part, table in TABLES.items()}
     return made
+
+
+def pictures(out):
+    """The figures in `out`, as markdown that docs/study.md can hold."""
+    return "\n\n".join(
+        f"![{CAPTIONS[path.stem.rpartition('_')[2]]}](../{RESULTS}/{out.name}/{path.name})"
+        for path in sorted(out.glob("*.png"))
+        if path.stem != "source"
+    )
 
 
 def fill(document, made):
@@ -230,15 +254,15 @@ def main(arguments):
         study = load_study(args.results)
         if not study:
             raise UserError(f"{args.results}: holds no results; make some with python -m study.run PLAN")
-        made = blocks(study)
         out = Path(args.results) / "report"
         out.mkdir(parents=True, exist_ok=True)
+        drawn = figures.draw_all(study, Path(args.results), out)
+        made = blocks(study, out)
         for name, text in made.items():
             write_atomically(out / f"{name}.md", (text + "\n").encode())
         if Path(args.document).exists():
             document = Path(args.document).read_text()
             write_atomically(args.document, fill(document, made).encode())
-        drawn = figures.draw_all(study, Path(args.results), out)
         print(f"{len(made)} tables and {len(drawn)} figures in {out}\n{made['headline']}")
 
 

@@ -1,6 +1,7 @@
 """A study end to end on a toy: resumed after a kill, unfair runs refused by name, tables from the results alone."""
 
 import copy
+import csv
 import hashlib
 import json
 import random
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.config import load_config
 from gpt2.errors import UserError
 from study import report
 from study.arms import ARMS
-from study.plan import load_plan, problems
+from study.plan import NAMES, load_plan, problems
 from study.run import parse, read_results, run_all, run_one, table
 from tests.conftest import ROOT
 
@@ -222,9 +224,26 @@ def test_another_text_is_refused(folder, plan, monkeypatch, tmp_path):
         run_all(plan, arguments(folder, "other"))
 
 
+def test_the_sources_recipes_are_valid_and_their_ramp_is_the_published_one():
+    recipes = [path for path in sorted((ROOT / "config" / "source").glob("*.py")) if path.stem != "common"]
+    configs = {path.stem: load_config([str(path)], NAMES) for path in recipes}
+    assert len(configs) == 13 and configs["magnitude"].optimizer == "adamwspam"
+    with open(ROOT / "results" / "study" / "source" / "validation.csv") as file:
+        points = [(row["run"], int(row["step"]), float(row["sparsity"])) for row in csv.DictReader(file)]
+    compared = 0
+    for name in ("magnitude", "bitter7", "bitter8", "bitter9"):
+        config = configs[name]
+        for run, step, sparsity in points:
+            if f"_{name}_" in run and config.prune_begin < step <= config.prune_end:
+                progress = (step - config.prune_begin) / (config.prune_end - config.prune_begin)
+                assert config.target_sparsity * progress**3 == pytest.approx(sparsity, abs=0.0015)
+                compared += 1
+    assert compared > 20
+
+
 def test_the_committed_report_is_what_the_committed_results_give():
     study = report.load_study(ROOT / "results" / "study")
-    made = report.blocks(study)
+    made = report.blocks(study, ROOT / "results" / "study" / "report")
     for name, text in made.items():
         assert (ROOT / "results" / "study" / "report" / f"{name}.md").read_text() == text + "\n", name
     document = (ROOT / "docs" / "study.md").read_text()
