@@ -1,4 +1,4 @@
-"""What safety costs: python -m bench.safety [--shapes quickstart 124M] [--rounds N] [--to results/safety/NAME.json]
+"""What safety costs: python -m bench.safety [--shapes quickstart 124M] [--rounds N]
 
 For each shape, in one process, steps with and without the guard against wrong numbers are taken in turn, so that drift
 of the machine meets both alike; then a look for silent faults and a checkpoint are timed: what the loop waits for it,
@@ -14,13 +14,11 @@ import platform
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
 from gpt2 import parallel, silent
 from gpt2.config import load_config
-from gpt2.files import write_json
 from gpt2.guard import Guard, weight_of
 from gpt2.optimizer import make_optimizer
 from gpt2.placement import place
@@ -77,17 +75,15 @@ def measure(config, rounds):
         run.step(stops), run.step()
     pairs = [(run.step(), run.step(stops)) for _ in range(rounds)]
     plain, guarded = (statistics.median(seconds) for seconds in zip(*pairs))
-    looks = [timed(run, look, run) for _ in range(2)]
+    searching = statistics.median(timed(run, look, run) for _ in range(3))
     waiting, slower, written = checkpoint(run, plain)
     shares = {
         "guard": guarded / plain - 1,
-        "silent faults": looks[1] / (config.check_interval * plain),
+        "silent faults": searching / (config.check_interval * plain),
         "checkpoint, waiting": waiting / (config.checkpoint_interval * plain),
         "checkpoint, slower steps": slower / (config.checkpoint_interval * plain),
     }
-    seconds = dict(
-        step=plain, guarded_step=guarded, look=looks[1], waiting=waiting, slower=slower, writing=written
-    )
+    seconds = dict(step=plain, guarded_step=guarded, look=searching, waiting=waiting, slower=slower, writing=written)
     return dict(
         how=run.how,
         rounds=rounds,
@@ -155,19 +151,16 @@ def main():
     )
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=10, help="steps of each kind that count")
-    parser.add_argument("--to", metavar="FILE.json", help="where to write the numbers")
     args = parser.parse_args()
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    print(f"{machine}, {torch.get_num_threads()} threads", flush=True)
-    results = {}
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
+        flush=True,
+    )
     for name in args.shapes:
         config = load_config(SHAPES[name], {})
         config = dataclasses.replace(config, vocab_size=65 if name == "quickstart" else 50257)
-        results[name] = measure(config, args.rounds)
-        print(report(name, results[name]), flush=True)
-    if args.to:
-        Path(args.to).parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.to, dict(machine=machine, threads=torch.get_num_threads(), shapes=results))
+        print(report(name, measure(config, args.rounds)), flush=True)
 
 
 if __name__ == "__main__":
