@@ -1,10 +1,10 @@
 """What safety costs: python -m bench.safety [--shapes quickstart 124M] [--rounds N]
 
 For each shape, in one process, steps with and without the guard against wrong numbers are taken in turn, so that drift
-of the machine meets both alike; then a look for silent faults and a checkpoint are timed: what the loop waits for it,
-and by how much it slows the steps that are taken while it is written. A step is one micro-batch here, the smallest a
-run can have, so that every share is an upper bound for runs that accumulate gradients. Shares are of the time between
-two such events at the intervals of the config.
+of the machine meets both alike, and what they do outside of the model's two passes is compared; then a look for silent
+faults and a checkpoint are timed: what the loop waits for it, and by how much it slows the steps that are taken while
+it is written. A step is one micro-batch here, the smallest a run can have, so that every share is an upper bound for
+runs that accumulate gradients. Shares are of the time between two such events at the intervals of the config.
 """
 
 import argparse
@@ -50,18 +50,27 @@ class Run:
             return self.fast(self.batch[:, :-1], self.batch[:, 1:], False)[1]
 
     def step(self, stops=None):
-        """Seconds of a step: with the guard and a look at what is asked from outside, or with neither."""
+        """(seconds of a step, seconds of it outside of the model), with the guard and `stops`, or with neither."""
         begin = time.perf_counter()
         loss_sum = torch.zeros((), device=self.world.device)
         for _ in stops.checked(range(1)) if stops else range(1):
+            forward = time.perf_counter()
             loss = self.loss_of(0)
+            self.finish()
+            loss_known = time.perf_counter()
             loss_sum += loss.detach()
-            loss.backward(weight_of(loss_sum, 1)) if stops else loss.backward()
+            weight = weight_of(loss_sum, 1) if stops else None
+            self.finish()
+            backward = time.perf_counter()
+            loss.backward(weight)
+            self.finish()
+            model = loss_known - forward + time.perf_counter() - backward
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.guard.step(self.grad_norm) if stops else self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.finish()
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        return seconds, seconds - model
 
     def finish(self):
         if self.world.device.type == "cuda":
@@ -73,17 +82,18 @@ def measure(config, rounds):
     run, stops = Run(config), Stops()
     for _ in range(2):
         run.step(stops), run.step()
-    pairs = [(run.step(), run.step(stops)) for _ in range(rounds)]
-    plain, guarded = (statistics.median(seconds) for seconds in zip(*pairs))
+    pairs = [(*run.step(), *run.step(stops)) for _ in range(rounds)]
+    plain, without, _, with_guard = (statistics.median(seconds) for seconds in zip(*pairs))
+    guard = with_guard - without
     searching = statistics.median(timed(run, look, run) for _ in range(3))
     waiting, slower, written = checkpoint(run, plain)
     shares = {
-        "guard": guarded / plain - 1,
+        "guard": guard / plain,
         "silent faults": searching / (config.check_interval * plain),
         "checkpoint, waiting": waiting / (config.checkpoint_interval * plain),
         "checkpoint, slower steps": slower / (config.checkpoint_interval * plain),
     }
-    seconds = dict(step=plain, guarded_step=guarded, look=searching, waiting=waiting, slower=slower, writing=written)
+    seconds = dict(step=plain, guard=guard, look=searching, waiting=waiting, slower=slower, writing=written)
     return dict(
         how=run.how,
         rounds=rounds,
@@ -119,7 +129,7 @@ def checkpoint(run, plain):
             save(writer, run.config, number, None, {}, run.model, run.optimizer, None, run.guard, None)
             waited = time.perf_counter() - begin
             while writer.thread.is_alive():
-                lost += max(0.0, run.step() - plain)
+                lost += max(0.0, run.step()[0] - plain)
             written = time.perf_counter() - begin
     return waited, lost, written
 
@@ -128,7 +138,6 @@ def report(name, result):
     """The lines of a shape's table."""
     seconds, shares = result["seconds"], result["shares"]
     ms = {part: f"{1000 * took:,.1f} ms" for part, took in seconds.items()}
-    ms["guard"] = f"{1000 * (seconds['guarded_step'] - seconds['step']):,.2f} ms"
     check, save = (f"every {result[key]:,} steps" for key in ("check_interval", "checkpoint_interval"))
     rows = [
         ("guard, stops", ms["guard"], "every step", shares["guard"]),

@@ -93,19 +93,20 @@ class Guard:
 @torch.no_grad()
 def step_unless(wrong, optimizer):
     """optimizer.step(), of which nothing is left where the boolean tensor `wrong` is true. The host does not wait."""
-    fused = all(group.get("fused") for group in optimizer.param_groups) and wrong.device.type in ("cpu", "cuda")
-    known = tensors_of(optimizer)
-    before = {} if fused else {key: tensor.clone() for key, tensor in known.items()}
-    if fused:
-        optimizer.grad_scale, optimizer.found_inf = None, wrong.float()  # as torch.amp.GradScaler tells it
-    optimizer.step()
-    if fused:
+    if all(group.get("fused") for group in optimizer.param_groups) and wrong.device.type in ("cpu", "cuda"):
+        first = not optimizer.state
+        optimizer.grad_scale, optimizer.found_inf = None, wrong.float()  # its kernels look, as for torch.amp.GradScaler
+        optimizer.step()
         del optimizer.grad_scale, optimizer.found_inf
+        if first:  # the states were made of memory to which, perhaps, nothing was written
+            for (_, state), tensor in tensors_of(optimizer).items():
+                if state:
+                    tensor.copy_(torch.where(wrong, torch.zeros_like(tensor), tensor))
+        return
+    before = {key: tensor.clone() for key, tensor in tensors_of(optimizer).items()}
+    optimizer.step()
     for key, tensor in tensors_of(optimizer).items():
-        if key not in known:  # a state that was made just now, perhaps of memory that nothing was written to
-            tensor.copy_(torch.where(wrong, torch.zeros_like(tensor), tensor))
-        elif not fused:
-            tensor.copy_(torch.where(wrong, before[key], tensor))
+        tensor.copy_(torch.where(wrong, before[key] if key in before else torch.zeros_like(tensor), tensor))
 
 
 def tensors_of(optimizer):
