@@ -1,10 +1,10 @@
 """What safety costs: python -m bench.safety [--shapes quickstart 124M] [--rounds N]
 
-For each shape, in one process, steps with and without the guard against wrong numbers are taken in turn, so that drift
-of the machine meets both alike, and what they do outside of the model's two passes is compared; then a look for silent
-faults and a checkpoint are timed: what the loop waits for it, and by how much it slows the steps that are taken while
-it is written. A step is one micro-batch here, the smallest a run can have, so that every share is an upper bound for
-runs that accumulate gradients. Shares are of the time between two such events at the intervals of the config.
+For each shape, in one process, updates with and without the guard against wrong numbers are taken in turn, so that
+drift of the machine meets both alike; then a look for silent faults and a checkpoint are timed: what the loop waits for
+it, and by how much it slows the steps that are taken while it is written. A step is one micro-batch here, the smallest
+a run can have, so that every share is an upper bound for runs that accumulate gradients. Shares are of the time between
+two such events at the intervals of the config.
 """
 
 import argparse
@@ -49,28 +49,31 @@ class Run:
         with parallel.autocast(self.world.device, self.dtype):
             return self.fast(self.batch[:, :-1], self.batch[:, 1:], False)[1]
 
-    def step(self, stops=None):
-        """(seconds of a step, seconds of it outside of the model), with the guard and `stops`, or with neither."""
+    def step(self):
+        """Seconds of a step."""
         begin = time.perf_counter()
-        loss_sum = torch.zeros((), device=self.world.device)
-        for _ in stops.checked(range(1)) if stops else range(1):
-            forward = time.perf_counter()
-            loss = self.loss_of(0)
-            self.finish()
-            loss_known = time.perf_counter()
-            loss_sum += loss.detach()
-            weight = weight_of(loss_sum, 1) if stops else None
-            self.finish()
-            backward = time.perf_counter()
-            loss.backward(weight)
-            self.finish()
-            model = loss_known - forward + time.perf_counter() - backward
+        loss = self.loss_of(0)
+        loss.backward(weight_of(loss.detach(), 1))
         self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.guard.step(self.grad_norm) if stops else self.optimizer.step()
+        self.guard.step(self.grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.finish()
-        seconds = time.perf_counter() - begin
-        return seconds, seconds - model
+        return time.perf_counter() - begin
+
+    def updates(self, rounds):
+        """Seconds by which the median update is longer with the guard, and a look at what is asked, than without."""
+        self.loss_of(0).backward()
+        loss_sum, stops, seconds = torch.zeros((), device=self.world.device), Stops(), {False: [], True: []}
+        for guarded in [False, True] * rounds:
+            begin = time.perf_counter()
+            for _ in stops.checked(range(1)) if guarded else range(1):
+                weight_of(loss_sum, 1) if guarded else None
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.guard.step(norm) if guarded else self.optimizer.step()
+            self.finish()
+            seconds[guarded].append(time.perf_counter() - begin)
+        self.optimizer.zero_grad(set_to_none=True)
+        return statistics.median(seconds[True]) - statistics.median(seconds[False])
 
     def finish(self):
         if self.world.device.type == "cuda":
@@ -79,12 +82,9 @@ class Run:
 
 def measure(config, rounds):
     """What safety costs in a run of `config`: a dict of seconds and shares."""
-    run, stops = Run(config), Stops()
-    for _ in range(2):
-        run.step(stops), run.step()
-    pairs = [(*run.step(), *run.step(stops)) for _ in range(rounds)]
-    plain, without, _, with_guard = (statistics.median(seconds) for seconds in zip(*pairs))
-    guard = with_guard - without
+    run = Run(config)
+    plain = statistics.median([run.step() for _ in range(rounds + 2)][2:])
+    guard = run.updates(20)
     searching = statistics.median(timed(run, look, run) for _ in range(3))
     waiting, slower, written = checkpoint(run, plain)
     shares = {
@@ -129,7 +129,7 @@ def checkpoint(run, plain):
             save(writer, run.config, number, None, {}, run.model, run.optimizer, None, run.guard, None)
             waited = time.perf_counter() - begin
             while writer.thread.is_alive():
-                lost += max(0.0, run.step()[0] - plain)
+                lost += max(0.0, run.step() - plain)
             written = time.perf_counter() - begin
     return waited, lost, written
 
@@ -159,7 +159,7 @@ def main():
         prog="python -m bench.safety", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
-    parser.add_argument("--rounds", type=int, default=10, help="steps of each kind that count")
+    parser.add_argument("--rounds", type=int, default=10, help="steps that count")
     args = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
