@@ -187,6 +187,7 @@ def eps(states, path):
         )
     axis.axvline(-8, color="black", linewidth=0.8, linestyle=":")
     axis.text(-7.95, axis.get_ylim()[1] * 0.92, "eps", fontsize=9)
+    axis.set_xlim(-12, -3)
     axis.set(xlabel="log10 of exp_avg_sq", ylabel="share of the prunable weights", title="v against eps in a real run")
     axis.legend(fontsize=8)
     return save(path, figure)
