@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from gpt2.config import ARCHITECTURE, differences, setting_changes
 from gpt2.errors import UserError
 from gpt2.placement import fill
+from gpt2.tokenizer import description_in
 
 FILES = ("model.safetensors", "optimizer.safetensors")
 FORMAT = 2  # of the manifest; 1, which does not say so, has no checksum. A newer one is refused, older ones are read.
@@ -276,7 +277,7 @@ def require_same_data(found, data, config):
             f"{config.data_dir}: not the shards that the run in {config.out_dir} was trained on; added, removed or "
             f"changed: {', '.join(other[:4])}; {way_out}"
         )
-    words = manifest.get("tokenizer"), data["tokenizer"]
+    words = description_in(manifest.get("tokenizer")), data["tokenizer"]
     if None not in words and words[0] != words[1]:
         raise UserError(
             f"{config.data_dir}: its meta.json describes another tokenizer than {path}/manifest.json; {way_out}"

@@ -16,6 +16,7 @@ import torch
 
 from gpt2.errors import UserError
 from gpt2.shards import check_tokens, read_meta
+from gpt2.tokenizer import description_in
 
 SAMPLES, SAMPLE_BYTES = 64, 4096  # of a file too large to be hashed at every start
 SCAN_TOKENS = 2**28  # data up to this size are read in full at start, to find a token out of range before training does
@@ -74,8 +75,7 @@ def describe_data(data_dir, shards):
         name = Path(shard.path).name
         known = listed.get(name)
         rows.append([name, shard.tokens, f"sha256:{known}" if known else fingerprint(shard, whole=small)])
-    words = {key: meta[key] for key in ("tokenizer", "characters", "tokenizer_json") if meta.get(key)}
-    return {"data": rows, "tokenizer": words or None}
+    return {"data": rows, "tokenizer": description_in(meta)}
 
 
 def fingerprint(shard, whole):
@@ -85,7 +85,7 @@ def fingerprint(shard, whole):
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
         digest, size = hashlib.sha256(), os.path.getsize(shard.path)
         for number in range(SAMPLES):
-            file.seek((size - SAMPLE_BYTES) * number // (SAMPLES - 1))
+            file.seek(max(0, size - SAMPLE_BYTES) * number // (SAMPLES - 1))
             digest.update(file.read(SAMPLE_BYTES))
     return "samples:" + digest.hexdigest()
 

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from gpt2 import hellaswag, load, parallel, perplexity
 from gpt2.data import evaluation_batches
@@ -18,8 +17,10 @@ from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.faults import point
 from gpt2.files import write_json
 from gpt2.hf_tokenizer import token_bytes
+from gpt2.progress import progress
 from gpt2.shards import find_shards, read_meta
 from gpt2.stops import Stopped
+from gpt2.tokenizer import description_in
 
 
 @torch.no_grad()
@@ -54,7 +55,7 @@ def measure_validation(args, found, model, world, dtype):
     if not 1 <= stride <= sizes.block_size:
         raise UserError(f"--stride {stride}: expected 1 to the model's context of {sizes.block_size} tokens")
     windows, numbers = perplexity.chosen(shards, sizes.block_size, stride, sizes.vocab_size, args.tokens)
-    with progress(len(numbers), "windows", world) as bar:
+    with progress(len(numbers), "window", shown=world.is_main, leave=False) as bar:
         facts = perplexity.measure(
             model,
             windows,
@@ -70,22 +71,24 @@ def measure_validation(args, found, model, world, dtype):
 def bytes_of_data(found, data_dir):
     """Bytes of each token of the data, or None where neither data nor model say which tokenizer made them. UserError
     where they differ."""
-    described = [read_meta(data_dir).get("tokenizer"), (found.origin.get("tokenizer") or {}).get("tokenizer")]
-    if None not in described and described[0] != described[1]:
-        raise UserError(f"{data_dir}: its tokens are of the tokenizer {described[0]}, the model's of {described[1]}")
+    ours, theirs = description_in(read_meta(data_dir)), description_in(found.origin.get("tokenizer"))
+    if theirs is None and found.origin.get("data") and data_dir == found.config.data_dir:
+        load.require_trained_on(found, data_dir)  # an older checkpoint, which does not hold its tokenizer
+    if None not in (ours, theirs) and ours != theirs:
+        raise UserError(
+            f"{data_dir}: was prepared with the tokenizer {ours['tokenizer']}, the model's is {theirs['tokenizer']}"
+            + (", of other tokens" if ours["tokenizer"] == theirs["tokenizer"] else "")
+            + "; give data prepared as the run's with --data_dir"
+        )
     try:
         return token_bytes(load.tokenizer_of(found, data_dir))
     except UserError:
         return None
 
 
-def progress(total, unit, world):
-    return tqdm(total=total, unit=f" {unit}", disable=None if world.is_main else True, leave=False, dynamic_ncols=True)
-
-
 def measure_hellaswag(args, found, model, world, dtype):
     items, words = hellaswag.read_items(args.hellaswag), load.tokenizer_of(found, args.data_dir)
-    with progress(len(items), "items", world) as bar:
+    with progress(len(items), "item", shown=world.is_main, leave=False) as bar:
         facts = hellaswag.evaluate(items, words, model, world, dtype, lambda items: bar.update(items * world.size))
     return {"hellaswag": facts | {"source": str(args.hellaswag)}}
 

@@ -8,6 +8,7 @@ from gpt2.config import nearest
 from gpt2.errors import UserError, first_line, warn
 from gpt2.hub import reachable
 from gpt2.model import PUBLISHED
+from gpt2.tokenizer import description_in
 
 OWNER = "openai-community"  # a bare "gpt2" would be the folder of that name where the command is given
 STARTS = ("auto", "scratch", "resume")  # those that name no weights
@@ -80,7 +81,7 @@ def load_into(model, config, words):
         return 0
     found = load.find(folder_of(config.init_from))
     theirs = tokenizer_of(found)
-    if words and theirs and theirs != {key: value for key, value in words.items() if value}:
+    if words and theirs and theirs != words:
         warn(
             f"init_from={config.init_from} was trained with another tokenizer ({theirs['tokenizer']}) than that of "
             f"{config.data_dir} ({words['tokenizer']}): its embeddings are of other tokens"
@@ -93,7 +94,6 @@ def load_into(model, config, words):
 
 def tokenizer_of(found):
     """The description of the tokenizer of what `load.find` found, or None where nobody knows."""
-    described = found.origin.get("tokenizer")
-    if described is None and found.kind == "hf" and found.sizes.vocab_size == 50257:
-        described = {"tokenizer": "gpt2"}
-    return described and {key: value for key, value in described.items() if value}
+    if found.kind == "hf" and found.sizes.vocab_size == 50257:
+        return {"tokenizer": "gpt2"}
+    return description_in(found.origin.get("tokenizer"))

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 
 from gpt2 import bitmask, checkpoint, hugging_face, tokenizer
 from gpt2.config import Config, checked
+from gpt2.data import describe_data
 from gpt2.errors import UserError
 from gpt2.model import GPT, GPTConfig
-from gpt2.shards import read_meta
+from gpt2.shards import find_shards, read_meta
 
 ORIGIN = "origin.json"  # in an exported folder: of which run it is, and its tokenizer
 
@@ -150,20 +151,43 @@ def tokenizer_of(found, data_dir=None):
             return tokenizer.load({"tokenizer": "bpe", "tokenizer_json": path.read_text()})
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    described = found.origin.get("tokenizer") or read_meta(data_dir or (found.config and found.config.data_dir) or ".")
-    if not described:
-        raise UserError(
-            f"{found.folder}: does not say which tokenizer it was trained with; name the data with --data_dir"
-        )
-    words, size = tokenizer.load(described), found.sizes.vocab_size
+    words = tokenizer.load(found.origin.get("tokenizer") or tokenizer_of_data(found, data_dir))
+    size = found.sizes.vocab_size
     if words.name == "char" and words.vocab_size == size + 1:  # nanoGPT's characters, without end-of-text
         return replace(words, vocab_size=size, end_of_text=max(0, words.characters.find("\n")))
     if words.vocab_size > size:
-        raise UserError(
-            f"{found.folder}: its tokenizer has {words.vocab_size} tokens, the model {found.sizes.vocab_size}; "
-            "was the data prepared anew?"
-        )
+        raise UserError(f"{found.folder}: its tokenizer has {words.vocab_size} tokens, the model {size}")
     return words
+
+
+def tokenizer_of_data(found, data_dir=None):
+    """The description of the tokenizer of a checkpoint that does not hold its own: the one of the data it was trained on.
+
+    UserError where these are not there any more, or others are in their place.
+    """
+    data_dir = data_dir or (found.config and found.config.data_dir)
+    if described := tokenizer.description_in(read_meta(data_dir) if data_dir else None):
+        require_trained_on(found, data_dir)
+        return described
+    if found.sizes.vocab_size >= 50257:  # as shards without a meta.json are
+        return {"tokenizer": "gpt2"}
+    raise UserError(
+        f"{found.folder}: does not hold its tokenizer, and {data_dir}/meta.json, which described it, is not there; "
+        "name the folder of the data that it was trained on with --data_dir"
+    )
+
+
+def require_trained_on(found, data_dir):
+    """UserError where the training shards in data_dir are not those that the checkpoint lists, as far as it lists any."""
+    if listed := found.origin.get("data"):
+        shards = find_shards(data_dir, "train", found.config.data_format if found.config else "shards")
+        there = {row[0]: row[1:] for row in listed}
+        here = {row[0]: row[1:] for row in describe_data(data_dir, shards)["data"]}
+        if there.keys() != here.keys() or not all(checkpoint.same_shard(there[name], here[name]) for name in there):
+            raise UserError(
+                f"{data_dir}: is not the data that {found.folder} was trained on, so its tokenizer may be another; "
+                "name the folder of those with --data_dir"
+            )
 
 
 def origin_of(found, words):

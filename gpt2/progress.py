@@ -1,5 +1,6 @@
 """How far along something is: a bar on a terminal, and elsewhere, as in the log of a job, a plain line now and then."""
 
+import math
 import sys
 import time
 from datetime import timedelta
@@ -7,13 +8,16 @@ from datetime import timedelta
 FIRST, LONGEST = 5, 60  # seconds before the first plain line, and at most between two; in between they double
 
 
-def progress(total, unit, initial=0, **options):
-    """A tqdm bar where stderr is a terminal, else `Lines`, which knows the same methods. options: of tqdm, for its looks."""
-    if sys.stderr.isatty():
+def progress(total, unit, initial=0, shown=True, **options):
+    """A tqdm bar where stderr is a terminal, else `Lines`, which knows the same methods.
+
+    shown: whether to show it at all, as on the main rank alone; options: of tqdm, for the bar's looks.
+    """
+    if shown and sys.stderr.isatty():
         from tqdm import tqdm
 
         return tqdm(total=total, unit=unit, initial=initial, dynamic_ncols=True, **options)
-    return Lines(total, unit, initial, options.get("desc", ""))
+    return Lines(total, unit, initial, options.get("desc", ""), shown)
 
 
 class Lines:
@@ -22,10 +26,10 @@ class Lines:
     total: in units, or 1.0 where shares are counted, or None where nobody knows.
     """
 
-    def __init__(self, total, unit, initial=0, desc=""):
+    def __init__(self, total, unit, initial=0, desc="", shown=True):
         self.total, self.unit, self.n, self.initial, self.desc = total, unit, initial, initial, desc
         self.started = time.monotonic()
-        self.due = self.started + FIRST
+        self.due = self.started + FIRST if shown else math.inf
 
     def update(self, n=1):
         self.n += n

@@ -17,7 +17,7 @@ def sample(args):
     if args.num_samples < 1 or args.max_new_tokens < 1 or args.temperature < 0 or args.top_k < 0:
         raise UserError("expected --num_samples and --max_new_tokens >= 1, --temperature and --top_k >= 0")
     found = load.find(args.out_dir)
-    words, model = load.tokenizer_of(found), load.build(found, world.device)
+    words, model = load.tokenizer_of(found, args.data_dir), load.build(found, world.device)
     prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)
     generator = torch.Generator(world.device).manual_seed(args.seed)
     dtype = torch.float32 if args.sparse else parallel.compute_dtype(found.dtype, world.device)
@@ -47,6 +47,9 @@ def main(arguments):
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
     parser.add_argument("--top_k", type=int, default=200, help="draw among this many likeliest tokens; 0: among all")
     parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument(
+        "--data_dir", help="the run's data, for a checkpoint of earlier versions, without its tokenizer"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--sparse",

@@ -216,6 +216,13 @@ def from_json(text):
     return Tokenizer("bpe", vocab_size, end_of_text, forgiving(encode), decode, tokenizer_json=model.to_str())
 
 
+def description_in(facts):
+    """The description of a tokenizer in a meta.json or a manifest, without what is empty; None where there is none."""
+    if not isinstance(facts, dict) or not facts.get("tokenizer"):
+        return None
+    return {key: facts[key] for key in ("tokenizer", "characters", "tokenizer_json") if facts.get(key)}
+
+
 def load(description, characters=""):
     """The tokenizer of a description: what `describe` returned, or a meta.json (GPT-2's where it names none).
 

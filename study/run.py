@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import train_gpt2
 from gpt2 import checkpoint, parallel
@@ -30,6 +29,7 @@ from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
 from gpt2.metrics import read_metrics
 from gpt2.placement import place
+from gpt2.progress import progress
 from pruning.layers import find_layers, is_prunable
 from study import data
 from study.arms import ARMS
@@ -216,10 +216,7 @@ def run_all(plan, args):
     log.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
     running, failed = {}, 0
-    with (
-        open(log, "a") as output,
-        tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", desc=plan.name) as bar,
-    ):
+    with open(log, "a") as output, progress(len(runs), "run", len(runs) - len(todo), desc=plan.name) as bar:
         try:
             while (todo or running) and time.monotonic() < end:
                 for slot in range(args.jobs):

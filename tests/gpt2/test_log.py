@@ -1,0 +1,257 @@
+"""What a run says: lines where there is no terminal, speeds without the first step, wandb that never is in the way."""
+
+import ast
+import io
+import re
+import sys
+import time
+import types
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gpt2 import errors, progress, tracking
+from gpt2.config import FIELDS, Config, load_config, nearest
+from gpt2.errors import UserError
+from gpt2.metrics import read_metrics
+from gpt2.pace import Pace
+from gpt2.parallel import World
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets: clock.now, in seconds."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_where_there_is_no_terminal_plain_lines_come_now_and_then(clock, capsys):
+    with progress.progress(600, "step", initial=100) as bar:
+        for second in range(1, 401):
+            clock.now = second
+            bar.update()
+            if second == 100:
+                bar.write("step 100  train_loss 1.0")
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == "step 100  train_loss 1.0\n" and "\r" not in captured.err
+    assert lines[0] == "step 105 of 600 after 0:00:05, 0:08:15 left"
+    assert 6 <= len(lines) <= 11
+    clock.now = 0
+    bar = progress.progress(1.0, "share", desc="looking")
+    clock.now = 10
+    bar.update(0.25)
+    bar.total = None
+    clock.now = 1000
+    bar.update(0.1)
+    assert capsys.readouterr().err == "looking, 25% after 0:00:10, 0:00:30 left\nlooking after 0:16:40\n"
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress.progress(10, "step") as bar:
+        bar.update(3)
+    assert "3/10" in terminal.getvalue()
+
+
+def test_nothing_else_draws_bars():
+    """Commands show how far they are with gpt2/progress.py, which knows of logs that are no terminal."""
+    folders = ("gpt2", "lenet", "study")
+    for path in [
+        ROOT / "train_gpt2.py",
+        ROOT / "prepare_fineweb.py",
+        *(p for f in folders for p in ROOT.glob(f"{f}/*.py")),
+    ]:
+        if path.name != "progress.py":
+            assert not re.search(r"(from|import) tqdm", path.read_text()), path
+
+
+WORLD = World(0, 1, torch.device("cpu"))
+
+
+def test_the_first_step_is_left_out_of_the_speed(clock):
+    pace = Pace(WORLD.device)
+    for seconds, looked_at in ((60.0, False), (2.0, False), (4.0, True)):
+        with pace.pruning:
+            clock.now += seconds / 2
+        clock.now += seconds / 2
+        pace.step(looked_at)
+    speed = pace.read(tokens_per_step=300, flops_per_token=1.0, world=WORLD)
+    assert speed == {"step_ms": 3000.0, "prune_ms": 1500.0, "tokens_per_second": 100.0, "mfu": None}
+
+
+def test_a_first_step_that_is_logged_alone_has_its_own_speed(clock):
+    pace = Pace(WORLD.device)
+    clock.now = 5.0
+    pace.step(True)
+    assert pace.read(10, 1.0, WORLD)["step_ms"] == 5000.0
+    pace.restart()
+    clock.now = 6.0
+    pace.step(False)
+    clock.now = 7.0
+    pace.step(True)
+    assert pace.read(10, 1.0, WORLD)["step_ms"] == 1000.0
+
+
+@pytest.mark.parametrize(
+    "word, option",
+    [
+        ("lr", "learning_rate"),
+        ("wd", "weight_decay"),
+        ("bs", "batch_size"),
+        ("learning-rate", "learning_rate"),
+        ("max_steps", "max_iters"),
+        ("num_train_epochs", "max_iters"),
+        ("output_dir", "out_dir"),
+        ("sparsity", "target_sparsity"),
+        ("pruning_method", "criterion"),
+        ("n_heads", "n_head"),
+        ("criterium", "criterion"),
+        ("seq_len", "block_size"),
+    ],
+)
+def test_the_nearest_option_is_named(word, option):
+    assert nearest(word, FIELDS) == f" (did you mean {option}?)"
+    with pytest.raises(UserError, match=f"did you mean {option}"):
+        load_config([f"--{word}=1"], {})
+
+
+@pytest.mark.parametrize("word", ["xyzzy", "q", ""])
+def test_what_is_near_nothing_names_nothing(word):
+    assert nearest(word, FIELDS) == ""
+
+
+def test_lines_that_a_crash_cut_off_are_no_metrics(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes(b'{"step": 1, "x": 2}\n\x00\x00\n[1]\n{"x": 1}\n{"step": 2}\n{"step": 3')
+    assert [line["step"] for line in read_metrics(tmp_path / "m.jsonl")] == [1, 2]
+    assert read_metrics(tmp_path / "none") == []
+
+
+def fake_wandb(monkeypatch, mode="online", login=lambda prompt: True, log=None, init_error=None):
+    """A module `wandb` in place of the real one; returns the lines that it was given."""
+    lines = []
+
+    def init(**options):
+        if init_error:
+            raise init_error
+        return SimpleNamespace(log=log or (lambda line, step: lines.append(line)), finish=lambda: None)
+
+    module = types.ModuleType("wandb")
+    module.setup = lambda: SimpleNamespace(settings=SimpleNamespace(mode=mode))
+    module.login, module.init, module.Settings = login, init, SimpleNamespace
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return lines
+
+
+def raising(error):
+    def call(*_, **__):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"login": lambda prompt: False}, "no API key.*wandb login"),
+        ({"login": raising(RuntimeError("WANDB_API_KEY invalid: has 5\nmore"))}, "WANDB_API_KEY invalid: has 5; mend"),
+        ({"login": raising(TimeoutError())}, "TimeoutError"),
+    ],
+)
+def test_wandb_is_asked_before_the_run(options, words, monkeypatch):
+    fake_wandb(monkeypatch, **options)
+    with pytest.raises(UserError, match=words) as caught:
+        tracking.check()
+    assert "\n" not in str(caught.value) and "--wandb_log" in str(caught.value)
+
+
+def test_an_absent_or_broken_wandb_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb cannot be used: import of wandb halted"):
+        tracking.check()
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    with pytest.raises(UserError, match="wandb cannot be used: module 'wandb' has no attribute"):
+        tracking.check()
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled", "dryrun"])
+def test_without_its_service_wandb_needs_no_key(mode, monkeypatch):
+    fake_wandb(monkeypatch, mode=mode, login=raising(AssertionError("asked")))
+    tracking.check()
+
+
+def test_a_wandb_that_cannot_start_leaves_nothing_behind(monkeypatch, tmp_path):
+    fake_wandb(monkeypatch, init_error=RuntimeError("no route to host"))
+    (tmp_path / "wandb").mkdir()
+    with pytest.raises(UserError, match="cannot start a run: no route to host"):
+        tracking.Tracker(replace(Config(), out_dir=str(tmp_path)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wandb_gets_every_line(monkeypatch, tmp_path):
+    lines = fake_wandb(monkeypatch)
+    tracker = tracking.Tracker(replace(Config(), out_dir=str(tmp_path)))
+    for step in range(50):
+        tracker.log({"step": step})
+    tracker.finish()
+    assert [line["step"] for line in lines] == list(range(50)) and (tmp_path / "wandb_id").exists()
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_a_wandb_that_fails_or_hangs_is_one_warning(how, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tracking, "PATIENCE", 0.1)
+    monkeypatch.setattr(tracking, "BACKLOG", 5)
+    log = raising(RuntimeError("the service is gone")) if how == "fails" else lambda line, step: time.sleep(30)
+    fake_wandb(monkeypatch, log=log)
+    tracker = tracking.Tracker(replace(Config(), out_dir=str(tmp_path)))
+    began = time.monotonic()
+    for step in range(50):
+        tracker.log({"step": step})
+    tracker.finish()
+    assert time.monotonic() - began < 5
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and "warning: wandb" in warnings[0] and "training goes on" in warnings[0]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_a_console_cannot_show_ends_nothing(encoding, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with errors.one_line_errors("program", leave=lambda code: None):
+        print("Ω 東京 \ud800")
+        raise UserError("the character 'Ω'")
+    output, said = (stream.buffer.getvalue() for stream in streams if not stream.flush())
+    assert output == b"\\u03a9 \\u6771\\u4eac \\ud800\n" and said == b"program: error: the character '\\u03a9'\n"
+
+
+def test_modules_beside_a_file_that_is_run_shadow_nothing():
+    """`python gpt2/sample.py` puts gpt2/ first on the path: a logging.py there was every library's `logging`.
+
+    pruning/select.py and study/statistics.py are such names: packages that are run with -m and imported by their names.
+    """
+    known = {"pruning/select.py", "bench/select.py", "study/statistics.py"}
+    for folder in (".", "gpt2", "lenet", "pruning", "study", "bench"):
+        shadows = {p for p in (ROOT / folder).glob("*.py") if p.stem in sys.stdlib_module_names}
+        assert {p.relative_to(ROOT).as_posix() for p in shadows} <= known
+
+
+def test_every_choice_of_a_message_is_one_line():
+    """UserErrors of the tree have no line break of their own: a break means another problem."""
+    for path in ROOT.glob("gpt2/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Raise)
+                and isinstance(node.exc, ast.Call)
+                and getattr(node.exc.func, "id", "") == "UserError"
+            ):
+                for part in ast.walk(node.exc):
+                    if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value != "\n":
+                        assert "\n" not in part.value, (path, part.value)
