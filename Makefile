@@ -30,7 +30,7 @@ data/quickstart/meta.json: | .venv/ready
 setup: .venv/ready
 
 .venv/ready: requirements.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 

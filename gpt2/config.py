@@ -24,7 +24,8 @@ class Config:
     data_dir: str = option("data/fineweb_edu", "folder of the token shards that prepare_fineweb.py writes")
     data_format: str = option(
         "shards",
-        "shards: with a header, as prepare_fineweb.py and llm.c write them; raw: without, as nanoGPT's train.bin and val.bin",
+        "shards: with a header, as prepare_fineweb.py and llm.c write them; raw: without, as nanoGPT's train.bin and "
+        "val.bin",
         choices=("shards", "raw"),
     )
     init_from: str = option(
@@ -211,7 +212,7 @@ def load_config(arguments, names, sizes_of=lambda config: {}):
 
 
 def with_sizes(config, given, sizes_of, problems):
-    """The config with the sizes of its initial weights. A context may be shorter than theirs; what else is given must fit."""
+    """The config with the sizes of its initial weights. A context may be shorter than theirs; the rest must fit."""
     try:
         sizes = sizes_of(config)
     except UserError as error:
@@ -225,7 +226,7 @@ def with_sizes(config, given, sizes_of, problems):
 
 
 def run_file(path, problems):
-    """The names that a config file assigns; modules, functions and names with a leading underscore are its own affair."""
+    """The names that a config file assigns; modules, functions and names like _this are its own affair."""
     if not os.path.isfile(path):
         problems.append(f"{path}: no such config file (options are given as --key=value)")
         return {}
@@ -263,7 +264,7 @@ def checked(values, where, problems):
             value = float(value)
         if kind != bool | str and type(value) is not kind:
             problems.append(
-                f"{where}{key}={value!r}: expected {kind.__name__}, for example {key}={Config.__dataclass_fields__[key].default!r}"
+                f"{where}{key}={value!r}: expected {kind.__name__}, for example {key}={FIELDS[key].default!r}"
             )
         else:
             good[key] = value
@@ -354,8 +355,8 @@ def impossible(config, names):
     if config.gradient_accumulation_steps % world_size:
         fit = max(1, config.gradient_accumulation_steps // world_size) * world_size
         problems.append(
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps} is not divisible by the {world_size} ranks; "
-            f"try --gradient_accumulation_steps={fit}"
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps} is not divisible by the {world_size} "
+            f"ranks; try --gradient_accumulation_steps={fit}"
         )
     if (
         config.criterion != "none"
@@ -363,8 +364,8 @@ def impossible(config, names):
         and not 1 <= config.prune_begin <= config.prune_end <= config.max_iters
     ):
         problems.append(
-            f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end <= "
-            f"max_iters={config.max_iters}"
+            f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end "
+            f"<= max_iters={config.max_iters}"
         )
     problems += impossible_pattern(config)
     if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:

@@ -1,8 +1,8 @@
 """Token shards to batches. The batch of a step is a pure function of (seed, step): there is no loader state to save.
 
-Each shard is cut into windows of block_size tokens that do not overlap (plus the next token, as the last target). An epoch
-is a permutation of all windows that is computed, element by element, not stored: any step of any epoch costs the same, at
-any data size.
+Each shard is cut into windows of block_size tokens that do not overlap (plus the next token, as the last target). An
+epoch is a permutation of all windows that is computed, element by element, not stored: any step of any epoch costs the
+same, at any data size.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ class Windows:
         if self.ends[-1] == 0:
             largest = max(shards, key=lambda shard: shard.tokens)
             raise UserError(
-                f"block_size={block_size} is larger than the data: {largest.path}, the largest of {len(shards)} such shards, "
-                f"has {largest.tokens} tokens, and a window needs {block_size + 1}"
+                f"block_size={block_size} is larger than the data: {largest.path}, the largest of {len(shards)} such "
+                f"shards, has {largest.tokens} tokens, and a window needs {block_size + 1}"
             )
         if sum(shard.tokens for shard in shards) <= SCAN_TOKENS:
             for shard in shards:
@@ -64,8 +64,8 @@ class Windows:
 def describe_data(data_dir, shards):
     """What a checkpoint's manifest keeps of the data: {"data": [[name, tokens, fingerprint], ...], "tokenizer": ...}.
 
-    The fingerprint is the file's sha256: computed where the data are so small that they are read in full anyway, else as
-    meta.json has it, else of samples. tokenizer: as meta.json describes it, or None where nothing does.
+    The fingerprint is the file's sha256: computed where the data are so small that they are read in full anyway, else
+    as meta.json has it, else of samples. tokenizer: as meta.json describes it, or None where nothing does.
     """
     meta = read_meta(data_dir)
     small = sum(shard.tokens for shard in shards) <= SCAN_TOKENS
@@ -79,7 +79,7 @@ def describe_data(data_dir, shards):
 
 
 def fingerprint(shard, whole):
-    """sha256 of a shard's file, or of 64 samples of it, spread evenly, where it is too large to be read at every start."""
+    """sha256 of a shard's file, or of 64 samples of it, spread evenly, where reading all takes too long."""
     with open(shard.path, "rb") as file:
         if whole:
             return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -161,7 +161,7 @@ def tokenizer_of(found, data_dir=None):
 
 
 def tokenizer_of_data(found, data_dir=None):
-    """The description of the tokenizer of a checkpoint that does not hold its own: the one of the data it was trained on.
+    """The description of the tokenizer of a checkpoint that does not hold its own: that of its training data.
 
     UserError where these are not there any more, or others are in their place.
     """
@@ -178,7 +178,7 @@ def tokenizer_of_data(found, data_dir=None):
 
 
 def require_trained_on(found, data_dir):
-    """UserError where the training shards in data_dir are not those that the checkpoint lists, as far as it lists any."""
+    """UserError where the training shards in data_dir are not those that the checkpoint lists, if it lists any."""
     if listed := found.origin.get("data"):
         shards = find_shards(data_dir, "train", found.config.data_format if found.config else "shards")
         there = {row[0]: row[1:] for row in listed}

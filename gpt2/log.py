@@ -1,4 +1,4 @@
-"""What a run says while it runs: a line a logged step, how far it is, metrics.jsonl, wandb, and the picture at the end."""
+"""What a run says: a line a logged step, how far it is, metrics.jsonl, wandb, and the picture at the end."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ class Log:
         self.config, self.active, self.start, self.tracker = config, world.is_main, start, None
 
     def open(self):
-        """Write config.json and open the rest, on the main rank. UserError where out_dir cannot be written, or wandb fails."""
+        """Write config.json and open the rest, on the main rank. UserError where out_dir or wandb fails."""
         config, out_dir = self.config, Path(self.config.out_dir)
         try:
             out_dir.mkdir(parents=True, exist_ok=True)

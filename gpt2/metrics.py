@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def read_metrics(path):
-    """The lines of a metrics.jsonl as dicts; [] where there is none. What is no such line, as a crash leaves, is left out."""
+    """The lines of a metrics.jsonl as dicts; [] where there is none. What a crash left of a line is left out."""
     try:
         texts = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:

@@ -8,7 +8,7 @@ from gpt2 import parallel
 
 
 class Stopwatch:
-    """Seconds spent inside `with stopwatch:`, summed until `read`. On CUDA the device's own time, by events, without a sync."""
+    """Seconds spent inside `with stopwatch:`, summed until `read`. On CUDA the device's own time, by events."""
 
     def __init__(self, device):
         self.cuda, self.spans, self.seconds = device.type == "cuda", [], 0.0
@@ -40,7 +40,7 @@ class Stopwatch:
 class Pace:
     """Seconds a step since the last `restart`, and those of them that pruning took (`with pace.pruning:`).
 
-    The first step compiles and allocates. It is left out, unless a line is written after it alone: then there is no other.
+    The first step compiles and allocates. It is left out, unless a line is written after it alone.
     """
 
     def __init__(self, device):
@@ -61,7 +61,7 @@ class Pace:
         self.first = False
 
     def read(self, tokens_per_step, flops_per_token, world):
-        """What metrics.jsonl says of the speed; the device must have done the steps, as it has where their loss was read."""
+        """What metrics.jsonl says of the speed, once the device has done the steps, as after reading their loss."""
         seconds, pruning = (time.perf_counter() - self.began) / self.steps, self.pruning.read() / self.steps
         tokens_per_second = tokens_per_step / seconds
         return {

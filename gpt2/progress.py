@@ -57,7 +57,7 @@ class Lines:
         self.desc = desc
 
     def write(self, text):
-        """A line of the program's own on stdout; as it shows that something goes on, the next one of `update` can wait."""
+        """A line of the program's own on stdout; as it shows that something goes on, that of `update` can wait."""
         print(text, flush=True)
         self.postpone()
 

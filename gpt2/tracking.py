@@ -19,7 +19,7 @@ WITHOUT = "or leave --wandb_log away"
 
 
 def check():
-    """Import wandb and see that it has a key that its service takes. UserError, before anything is written, where not."""
+    """Import wandb and see that it has a key that its service takes; UserError where not. Writes nothing."""
     try:
         import wandb
 
@@ -39,7 +39,7 @@ def reason(error):
 
 
 class Tracker:
-    """The wandb run of out_dir, fed by a thread of its own; its id is kept there, so that a resumed run goes on as the same one.
+    """The wandb run of out_dir, fed by a thread of its own; its id is kept there, for the run that is resumed.
 
     UserError where it cannot be started. What fails later is a warning, once.
     """

@@ -1,6 +1,7 @@
 """Run by torchrun: what each rank's training refuses, one case after the other in the same processes.
 
-argv: a folder; cases.json in it lists [name, arguments of train_gpt2.py, arguments of rank 1 instead]. Each rank writes refusals-RANK.json there.
+argv: a folder; cases.json in it lists [name, arguments of train_gpt2.py, arguments of rank 1 instead]. Each rank writes
+refusals-RANK.json there.
 """
 
 import json
