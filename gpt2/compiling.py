@@ -1,9 +1,6 @@
 """torch.compile that cannot end a run: where the compiler fails, the model runs as it is, with one warning."""
 
-import os
-import sys
-
-from gpt2.errors import UserError, first_line
+from gpt2.errors import UserError, first_line, warn
 
 
 def backend_of(compile):
@@ -16,10 +13,10 @@ def inductor_or_eager(graph, inputs):
     try:
         return inductor(graph, inputs)
     except Exception as error:
-        if int(os.environ.get("RANK", 0)) == 0 and not said:
+        if not said:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            said.append(f"warning: torch.compile failed and is left away, which is slower: {reason}")
-            print(*said, file=sys.stderr, flush=True)
+            said.append(f"torch.compile failed and is left away, which is slower: {reason}")
+            warn(*said)
         return graph.forward
 
 

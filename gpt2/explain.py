@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from gpt2.errors import UserError, first_line
+from gpt2.errors import UserError, first_line, lost_a_peer
 
 OUT_OF_MEMORY = "can't allocate memory|not enough memory|std::bad_alloc|out of memory"
 PORT_IN_USE = "EADDRINUSE|address already in use"
@@ -29,6 +29,8 @@ def explanation(error, config):
     if isinstance(cause := getattr(error, "inner_exception", None), UserError):  # as torch.compile wraps what is raised
         return str(cause)
     text = str(error)
+    if isinstance(error, RuntimeError) and lost_a_peer(error):
+        return None
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or re.search(OUT_OF_MEMORY, text):
         return f"out of memory{asked_for(text)}: {'; or '.join(ways_to_less_memory(config))}"
     if re.search(PORT_IN_USE, text, re.IGNORECASE):
@@ -37,7 +39,7 @@ def explanation(error, config):
             f"port {port} of this machine is in use, by another run perhaps: torchrun --standalone finds a free one, "
             "or give --master_port=ANOTHER"
         )
-    if isinstance(error, torch.distributed.DistNetworkError):
+    if isinstance(error, torch.distributed.DistNetworkError) and "failed to connect" in text:
         there = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return f"the main rank at {there} cannot be reached: {first_line(error)}"
     if isinstance(error, torch.distributed.DistBackendError) and "unhandled" in text:

@@ -14,7 +14,7 @@ from glob import glob
 import torch
 import torch.distributed as dist
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, warn
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def compute_dtype(dtype, device):
     )
     if dtype == "bfloat16" and device.type == "cuda" and not native:
         raise UserError(f"dtype=bfloat16: {torch.cuda.get_device_name(device)} does not compute in it; --dtype=float32")
-    if dtype == "bfloat16" and device.type == "cpu" and not native and int(os.environ.get("RANK", 0)) == 0:
-        print("warning: dtype=bfloat16 is emulated by this CPU, many times slower than float32", file=sys.stderr)
+    if dtype == "bfloat16" and device.type == "cpu" and not native:
+        warn("dtype=bfloat16 is emulated by this CPU, many times slower than float32")
     if dtype != "auto":
         return getattr(torch, dtype)
     return torch.bfloat16 if native else torch.float32
