@@ -46,9 +46,11 @@ def load_optimizer(optimizer, parameters, tensors):
     """
     found = {name: set() for name in parameters}
     for entry, source in tensors.items():
-        name, key = entry.rsplit(".", 1)
+        name, _, key = entry.rpartition(".")
         if name in parameters:
             parameter, shape = parameters[name], shape_of(source)
+            if shape not in ([], list(parameter.shape)):
+                raise UserError(f"{entry}: {shape} in the checkpoint, {list(parameter.shape)} in the model")
             state = (
                 torch.empty_like(parameter)
                 if shape == list(parameter.shape)
@@ -80,7 +82,7 @@ def outdated(folder, keep):
     for path in paths:
         with contextlib.suppress(*DAMAGED, NewerFormat):
             losses[path] = read_manifest(path).get("val_loss")
-    measured = [path for path, loss in losses.items() if loss is not None]
+    measured = [path for path, loss in losses.items() if isinstance(loss, float)]
     best = min(measured, key=lambda path: (losses[path], path)) if measured else None
     return [path for path in paths[:-keep] if path != best]
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from pathlib import Path
 
 
@@ -34,6 +35,30 @@ def write_figure(path, figure, **options):
     figure.savefig(image, format="png", **options)
     plt.close(figure)
     write_atomically(path, image.getvalue())
+
+
+class Lines:
+    """A text file that is appended to. What a disk that is full does not take is kept, and tried again with the next."""
+
+    def __init__(self, path):
+        self.name, self.file, self.waiting, self.warned = path, open(path, "ab", buffering=0), b"", False
+
+    def write(self, text):
+        self.waiting += text.encode()
+        try:
+            while self.waiting:
+                self.waiting = self.waiting[self.file.write(self.waiting) :]
+            self.warned = False
+        except OSError as error:
+            if not self.warned:
+                print(
+                    f"warning: {self.name} cannot be written: {error}; it is tried again", file=sys.stderr, flush=True
+                )
+            self.warned = True
+
+    def close(self):
+        self.write("")
+        self.file.close()
 
 
 def sync(path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt2 import tracking
 from gpt2.errors import UserError
-from gpt2.files import write_atomically, write_json
+from gpt2.files import Lines, write_atomically, write_json
 from gpt2.metrics import read_metrics
 from gpt2.picture import PICTURE, draw
 from gpt2.progress import progress
@@ -33,7 +33,7 @@ class Log:
             path = out_dir / "metrics.jsonl"
             kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= self.start]
             write_atomically(path, "".join(kept).encode())
-            self.metrics = open(path, "a", buffering=1)
+            self.metrics = Lines(path)
         except OSError as error:
             raise UserError(f"out_dir={config.out_dir}: cannot be written: {error}") from None
         self.bar = progress(config.max_iters, "step", self.start, smoothing=0.05)

@@ -6,6 +6,7 @@ that the next call goes on; results/reliability.md is the table of them.
 """
 
 import argparse
+import itertools
 import json
 import random
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2.checkpoint import verify
+from gpt2.files import write_atomically
 from tests.zygote import ROOT, Zygote
 
 RUN = {
@@ -42,7 +44,8 @@ RUN = {
     "compile": False,
 }
 PLACES = [("ddp", 1), ("ddp", 2), ("fsdp", 1), ("fsdp", 2)]
-KILLS = {("ddp", 1): 110, ("ddp", 2): 50, ("fsdp", 1): 20, ("fsdp", 2): 40}  # SIGKILL, with every write
+WRITES = {("ddp", 1): 1000, ("ddp", 2): 20, ("fsdp", 1): 10, ("fsdp", 2): 20}  # SIGKILL in a write of a checkpoint
+KILLS = {("ddp", 1): 40, ("ddp", 2): 20, ("fsdp", 1): 10, ("fsdp", 2): 20}  # SIGKILL elsewhere
 STOPS = {("ddp", 1): 20, ("ddp", 2): 15, ("fsdp", 1): 5, ("fsdp", 2): 15}  # SIGTERM
 WRITING = (
     "before_snapshot",
@@ -146,26 +149,32 @@ def difference(found, expected):
 
 
 def cases(torture, parallel, ranks):
-    """The cases of one kind of run, by name. The same ones at each call."""
+    """(name, what to do) of each case of one kind of run. The same ones at each call, the kinds in turn."""
     torture.undisturbed(parallel, ranks)
     passed, generator = torture.passed[parallel, ranks], random.Random(f"{parallel}{ranks}")
-    named = {}
-    for point in WRITING:
-        for count in range(1, passed[0].get(point, 0) + 1):
-            named[f"write {point}:{count}"] = dict(fault=f"{point}:{count}:SIGKILL:0")
-    points = [
-        (rank, point, n) for rank in passed for point in sorted(passed[rank]) for n in range(1, passed[rank][point] + 1)
-    ]
+    counts = [(rank, point, count) for rank in passed for point, count in sorted(passed[rank].items())]
+    points = [(rank, point, n) for rank, point, count in counts for n in range(1, count + 1)]
+    writes = [place for place in points if place[1] in WRITING and not is_repeated(place, passed)]
     others = [place for place in points if place[1] not in WRITING]
-    kills = max(0, KILLS[parallel, ranks] - len(named)) if len(named) < KILLS[parallel, ranks] else 0
-    for rank, point, n in generator.sample(others, min(len(others), max(10, kills // 2))):
-        named[f"kill {point}:{n}@{rank}"] = dict(fault=f"{point}:{n}:SIGKILL:{rank}")
-    for number in range(max(10, kills // 2)):
+    pick = lambda places, count: generator.sample(places, min(len(places), count))
+    kinds = [[], [], []]
+    for rank, point, n in pick(writes, WRITES[parallel, ranks]):
+        kinds[0].append((f"write {point}:{n}@{rank}", dict(fault=f"{point}:{n}:SIGKILL:{rank}")))
+    for rank, point, n in pick(others, KILLS[parallel, ranks] // 2):
+        kinds[1].append((f"kill {point}:{n}@{rank}", dict(fault=f"{point}:{n}:SIGKILL:{rank}")))
+    for number in range(KILLS[parallel, ranks] // 2):
         seconds = round(generator.uniform(0.01, 0.6), 3)
-        named[f"kill after {seconds} s #{number}"] = dict(kill=(seconds, "SIGKILL"))
-    for rank, point, n in generator.sample(points, STOPS[parallel, ranks]):
-        named[f"stop {point}:{n}@{rank}"] = dict(fault=f"{point}:{n}:SIGTERM:{rank}")
-    return named
+        kinds[1].append((f"kill after {seconds} s #{number}", dict(kill=(seconds, "SIGKILL"))))
+    for rank, point, n in pick(points, STOPS[parallel, ranks]):
+        kinds[2].append((f"stop {point}:{n}@{rank}", dict(fault=f"{point}:{n}:SIGTERM:{rank}")))
+    return [case for turn in itertools.zip_longest(*kinds) for case in turn if case]
+
+
+def is_repeated(place, passed):
+    """Whether it is a chunk of a file in another checkpoint than the second: one that is killed at each is enough."""
+    rank, point, n = place
+    total, checkpoints = passed[rank][point], passed[rank]["before_write"]
+    return point == "in_write" and not total // checkpoints < n <= 2 * total // checkpoints
 
 
 def table(results):
@@ -175,7 +184,7 @@ def table(results):
         kind = result["name"].split()[0]
         rows[result["parallel"], result["ranks"], kind] += 1
         rows[result["parallel"], result["ranks"], kind, "ok"] += result["verdict"] == "ok"
-    words = {"write": "SIGKILL at every write of a checkpoint", "kill": "SIGKILL elsewhere", "stop": "SIGTERM"}
+    words = {"write": "SIGKILL in the writing of a checkpoint", "kill": "SIGKILL elsewhere", "stop": "SIGTERM"}
     text = [
         "# What was broken on purpose, and what came of it",
         "",
@@ -209,17 +218,16 @@ def main():
     done = {(result["parallel"], result["ranks"], result["name"]) for result in known}
     with tempfile.TemporaryDirectory() as folder, Zygote() as zygote, open(args.results, "a", buffering=1) as out:
         torture = Torture(zygote, folder)
-        for parallel, ranks in PLACES:
-            if parallel not in args.only:
-                continue
-            for name, what in cases(torture, parallel, ranks).items():
+        places = [(place, cases(torture, *place)) for place in PLACES if place[0] in args.only]
+        for turn in itertools.zip_longest(*([(place, case) for case in found] for place, found in places)):
+            for (parallel, ranks), (name, what) in filter(None, turn):
                 if (parallel, ranks, name) in done:
                     continue
                 result = dict(parallel=parallel, ranks=ranks, name=name) | torture.case(parallel, ranks, **what)
                 out.write(json.dumps(result) + "\n")
                 known.append(result)
                 print(f"{parallel} x {ranks}  {name:40} {result['verdict']}", flush=True)
-    (ROOT / "results" / "reliability.md").write_text(table(known))
+                write_atomically(ROOT / "results" / "reliability.md", table(known).encode())
 
 
 if __name__ == "__main__":
