@@ -18,6 +18,7 @@ PLACES = (Path("data"), Path("../shared/data"))
 class Text:
     """files: paths under one of PLACES, in order; sha256: of all in a row; prepare: prepare_fineweb's options.
 
+    characters_per_token: of GPT-2's tokens, where the text is learnt by characters; else 1.
     Without files, shards that prepare_fineweb.py wrote to PLACES/name, and the sha256 of their meta.json.
     """
 
@@ -25,6 +26,7 @@ class Text:
     files: tuple
     sha256: str
     prepare: tuple
+    characters_per_token: float = 1.0
 
 
 TINY_SHAKESPEARE = Text(
@@ -32,18 +34,21 @@ TINY_SHAKESPEARE = Text(
     ("tinyshakespeare/input.txt",),
     "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ("--tokenizer=char", "--val_tokens=111_540"),
+    1_115_394 / 338_025,
 )
 KING_JAMES = Text(
     "kjv",
     ("kjv.txt",),
     "a1da2b1ee7b33d399afba046345b72954dc0be82ad8104faa074ce5c7cb7aef2",
     ("--tokenizer=char", "--val_tokens=400_000"),
+    4_138_978 / 1_001_553,
 )
 NOVELS = Text(
     "novels",
     tuple(f"novels/novels-0000{number}-of-00004.parquet" for number in range(4)),
     "0203e6a623ae41e35125eb4195a5eb64464eac4d9c7f761521a0ce97958ef7a1",
     ("--tokenizer=char", "--val_tokens=1_000_000", "--max_tokens=21_000_000"),
+    77_566_437 / 19_132_326,
 )
 FINEWEB_EDU = Text("fineweb_edu", (), "", ())
 NOVELS_GPT2 = Text("novels_gpt2", NOVELS.files, NOVELS.sha256, ("--tokenizer=gpt2", "--val_tokens=500_000"))

@@ -79,13 +79,13 @@ def differences(plan, results, path):
     if not found:
         return None
     figure, axis = canvas(9, 1.2 + 0.28 * len(found))
-    percent = lambda x: 100 * (math.exp(x) - 1)
+    percent = lambda x: 100 * (math.exp(plan.text.characters_per_token * x) - 1)
     for row, (_, c) in enumerate(found):
         axis.plot([percent(c.low), percent(c.high)], [row, row], color="#0072B2", linewidth=2)
         axis.plot(percent(c.mean), row, "o", color="#D55E00", markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(found)), [f"{label} (n={c.n})" for label, c in found], fontsize=7)
-    axis.set(xlabel="difference in perplexity, % (left: the first is better)", title=plan.title)
+    axis.set(xlabel="difference in perplexity of GPT-2 tokens, % (left: the first is better)", title=plan.title)
     axis.grid(axis="x", alpha=0.3)
     return save(path, figure)
 

@@ -4,6 +4,7 @@ Writes results/study/report/ and the generated parts of docs/study.md. Results t
 refused, the difference named. The same results give the same bytes.
 """
 
+import csv
 import json
 import math
 import re
@@ -19,6 +20,7 @@ from study.plan import RESULTS, load_plan, plan_files, problems
 from study.run import read_results
 from study.statistics import compare, holm
 
+SOURCE = Path(__file__).parents[1] / RESULTS / "source" / "validation.csv"
 DOCUMENT = Path("docs/study.md")
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
 CAPTIONS = {
@@ -101,17 +103,20 @@ def memory(run):
 
 
 def pairs_table(plan, results):
-    """A row a planned comparison: n, difference of loss, interval, p, corrected p, ratio of perplexities, verdict."""
-    rows = [
-        "| arm − against | n | difference of loss | 95 % interval | p | p (Holm) | perplexity ratio | arm is |",
-        "|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    """A row a planned comparison: n, difference of loss, interval, p, corrected p, ratios of perplexities, verdict.
+
+    A loss of characters is one of GPT-2's tokens once it is multiplied by the characters that these have in the text.
+    """
+    columns = ("n", "difference of loss", "95 % interval", "p", "p (Holm)", "perplexity ratio", "of GPT-2 tokens")
+    rows = [f"| arm − against | {' | '.join(columns)} | arm is |", "|---|" + "---:|" * len(columns) + "---|"]
     for arm, against, c, corrected in comparisons(plan, results):
         interval = "" if math.isnan(c.low) else f"{c.low:+.4f} to {c.high:+.4f}"
-        mean, ratio = ("", "") if c.n == 0 else (f"{c.mean:+.4f}", f"{math.exp(c.mean):.4f}")
+        tokens = c.mean * plan.text.characters_per_token
+        numbers = ("", "", "") if c.n == 0 else (f"{c.mean:+.4f}", f"{math.exp(c.mean):.4f}", f"{math.exp(tokens):.3f}")
         said = verdict(c, corrected)
         ps = ["" if math.isnan(p) else f"{p:.2g}" for p in (c.p, corrected)]
-        rows.append(f"| {arm} − {against} | {c.n} | {mean} | {interval} | {ps[0]} | {ps[1]} | {ratio} | {said} |")
+        cells = (f"{arm} − {against}", c.n, numbers[0], interval, *ps, *numbers[1:], said)
+        rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
 
 
@@ -194,15 +199,32 @@ def states(path):
         return "No run was looked into yet."
     seen = json.loads(path.read_text())
     names, table = seen["criteria"], seen["overlap"]["90"]
-    of = lambda a, b: f"{table[names.index(a)][names.index(b)]:.2f}"
+    twins = [("bitter8", "bitter3"), ("bitter9", "bitter5"), ("bitter7", "variance_quarter"), ("bitter7", "magnitude")]
+    twins += [("bitter5", "magnitude"), ("random", "magnitude")]
+    shared = (f"{a} and {b} {table[names.index(a)][names.index(b)]:.2f}" for a, b in twins)
     below = ", ".join(f"{h['below_eps']:.0%} at step {step}" for step, h in seen["exp_avg_sq"].items())
     return (
-        f"In a dense run ({seen['plan']}, {seen['arm']}, seed {seen['seed']}), v lies below eps = 1e-8 for {below}. Of the "
-        f"weights kept at 90 %, half way through it, two criteria share (Jaccard): bitter8 and bitter3 "
-        f"{of('bitter8', 'bitter3')}, bitter9 and bitter5 {of('bitter9', 'bitter5')}, bitter7 and variance_quarter "
-        f"{of('bitter7', 'variance_quarter')}, bitter7 and magnitude {of('bitter7', 'magnitude')}, bitter5 and magnitude "
-        f"{of('bitter5', 'magnitude')}, random and magnitude {of('random', 'magnitude')}."
+        f"In a dense run ({seen['plan']}, {seen['arm']}, seed {seen['seed']}), v lies below eps = 1e-8 for {below}. "
+        f"Of the weights kept at 90 %, half way through it, two criteria share (Jaccard): {', '.join(shared)}."
     )
+
+
+def source_table(path):
+    """A row a published run of the source: its optimizer, and how sparse it was where its perplexity is quoted from."""
+    runs = {}
+    with open(path) as file:
+        for row in csv.DictReader(file):
+            runs.setdefault(row["run"], []).append(row)
+    rows = [
+        "| run | optimizer | perplexity at step 1,000 | sparsity there | last step | perplexity | sparsity there |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for run, points in runs.items():
+        early, last = next(p for p in points if p["step"] == "1000"), points[-1]
+        optimizer = "AMSGrad + SPAM" if "adamwspam" in run else "AdamW"
+        numbers = [f"{float(p['val_perplexity']):.2f} | {float(p['sparsity']):.1%}" for p in (early, last)]
+        rows.append(f"| {run} | {optimizer} | {numbers[0]} | {int(last['step']):,} | {numbers[1]} |")
+    return "\n".join(rows)
 
 
 def percent(difference):
@@ -223,13 +245,14 @@ def headline(study):
         if len(both) < 2:
             break
         parts = [compare(*pair) for pair in ((ours, spam), (between, spam), (ours, between))]
+        scale = plan.text.characters_per_token
         whole, optimizer, criterion = (
-            f"{percent(c.mean)} % (95 %: {percent(c.low)} to {percent(c.high)})" for c in parts
+            f"{percent(scale * c.mean)} % (95 %: {percent(scale * c.low)} to {percent(scale * c.high)})" for c in parts
         )
         size = next(iter(results.values()))["parameters"]
         return (
             f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {len(both)} seeds), "
-            f"bitter7 under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity. "
+            f"bitter7 under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity, as of GPT-2 tokens. "
             f"The optimizer alone makes {optimizer}, the criterion alone {criterion}. "
             "The 15.6 % of the source's documents compare both at once."
         )
@@ -239,6 +262,7 @@ def headline(study):
 def blocks(study, out):
     """name -> text of each generated part of docs/study.md; out: the folder of the figures."""
     made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
+    made["source"] = source_table(SOURCE)
     made |= {"states": states(out.parent / "states.json"), "figures": pictures(out)}
     for plan, results in study:
         made |= {f"{plan.name}_{part}": table(plan, results) for part, table in TABLES.items()}
