@@ -22,7 +22,6 @@ import sys
 import time
 from pathlib import Path
 
-
 from gpt2 import tokenizer
 from gpt2.encoding import batches, encode, encoded
 from gpt2.errors import Parser, UserError, one_line_errors

@@ -1,9 +1,12 @@
-"""Speed of prepare_fineweb.py beside the tokenizer alone, and of the loader: python -m bench.prepare --input FILE.parquet ...
+"""Speed of prepare_fineweb.py beside the tokenizer alone, and of the loader.
 
-On the same text (the files, --repeat times over, so that the half second in which interpreters start weighs as little as it
-does in practice), in turn, --rounds times: tiktoken's encode_ordinary in a plain loop over documents that lie decoded in memory;
-and the whole command, from its start to its last shard, with one worker and with two. Then the loader, on the shards
-it wrote. Medians of rates and, round by round, of ratios; memory is the highest resident set of the command's process and of its largest worker.
+    python -m bench.prepare --input FILE.parquet ...
+
+On the same text (the files, --repeat times over, so that the half second in which interpreters start weighs as little
+as it does in practice), in turn, --rounds times: tiktoken's encode_ordinary in a plain loop over documents that lie
+decoded in memory; and the whole command, from its start to its last shard, with one worker and with two. Then the
+loader, on the shards it wrote. Medians of rates and, round by round, of ratios; memory is the highest resident set of
+the command's process and of its largest worker.
 """
 
 import argparse
@@ -131,22 +134,22 @@ def main():
             for workers in (1, 2)
         }
         print(
-            f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, {args.rounds} rounds, medians"
+            f"{platform.machine()}, {platform.python_implementation()} {platform.python_version()}, "
+            f"{args.rounds} rounds, medians"
         )
         print(f"tiktoken's encode_ordinary, alone   {alone:12,.0f} tokens/s")
         for workers in (1, 2):
             rate, own, worker = (statistics.median(column) for column in zip(*results[workers]))
+            name = f"prepare_fineweb.py, {workers} worker{'s' * (workers > 1)}"
             print(
-                f"prepare_fineweb.py, {workers} worker{'s' * (workers > 1)}       {' ' * (workers < 2)}{rate:12,.0f} tokens/s  {ratios[workers]:5.2f} of it   "
+                f"{name:36}{rate:12,.0f} tokens/s  {ratios[workers]:5.2f} of it   "
                 f"{own:.0f} MB, a worker {worker:.0f} MB"
             )
-        print(
-            f"two workers against one             {statistics.median(two / one for (one, *_), (two, *_) in zip(results[1], results[2])):12.2f}x"
-        )
+        gain = statistics.median(two / one for (one, *_), (two, *_) in zip(results[1], results[2]))
+        print(f"{'two workers against one':36}{gain:12.2f}x")
         for block_size, batch_size in ((128, 32), (1024, 16)):
-            print(
-                f"loader, {batch_size:2} x {block_size:4}                    {loader(out_dir, block_size, batch_size):12,.0f} tokens/s"
-            )
+            name = f"loader, {batch_size:2} x {block_size:4}"
+            print(f"{name:36}{loader(out_dir, block_size, batch_size):12,.0f} tokens/s")
 
 
 if __name__ == "__main__":

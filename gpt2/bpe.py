@@ -16,7 +16,7 @@ from gpt2.tokenizer import END_OF_TEXT, from_json
 
 
 def train(texts, vocab_size):
-    """The text of a tokenizer.json with `vocab_size` tokens, the last of them <|endoftext|>, from an iterator of str."""
+    """The text of a tokenizer.json of `vocab_size` tokens, the last of them <|endoftext|>, from an iterator of str."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

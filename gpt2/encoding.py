@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 def batches(records):
-    """The records' texts as Batches of BATCH bytes or a little more; which ones depends on where reading began alone."""
+    """The records' texts as Batches of BATCH bytes or a little more; which depends on where reading began alone."""
     texts, places, size, first = [], [], 0, None
     for record in records:
         first = first or record

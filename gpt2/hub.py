@@ -1,5 +1,7 @@
-"""The Hugging Face hub: whether it can be reached, asked once (its own client retries for half a minute before it says no),
-and its datasets as a source of text, document by document, as gpt2/sources.py has it."""
+"""The Hugging Face hub: whether it can be reached, and its datasets as a source of text, as gpt2/sources.py has it.
+
+It is asked once: its own client tries for half a minute before it says no.
+"""
 
 import errno
 import os
@@ -42,7 +44,7 @@ def import_datasets():
 
 
 def commit(dataset, revision):
-    """The commit for which `revision` (None: the newest) stands now, so that a continued preparation reads the same data.
+    """The commit for which `revision` (None: the newest) stands now, for a continued preparation to read the same data.
 
     As given where the hub cannot be asked, and for a folder.
     """
@@ -75,7 +77,7 @@ def status_of(error):
 
 
 def passes(error):
-    """Whether the same request may succeed later: a server that is busy or broken, a connection that is slow or lost."""
+    """Whether the same request may succeed later: a server is busy or broken, a connection slow or lost."""
     if (status := status_of(error)) is not None:
         return status in (408, 425, 429) or status >= 500
     return any(
@@ -149,7 +151,10 @@ class Hub:
             number += 1
 
     def patiently(self, state, since):
-        """(state of the reader, rows since then, row), from the `since`-th row after `state` on, through failures of the network."""
+        """(state of the reader, rows since then, row), from the `since`-th row after `state` on.
+
+        Failures of the network do not end it.
+        """
         failures = 0
         while True:
             try:

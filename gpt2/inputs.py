@@ -1,4 +1,4 @@
-"""Which files --input names, and their text as UTF-8, whatever they are compressed with and whatever mark they begin with."""
+"""Which files --input names, and their text as UTF-8, whatever compresses it and whatever mark it begins with."""
 
 import codecs
 import contextlib
@@ -92,7 +92,7 @@ def readable(path):
 
 @contextlib.contextmanager
 def opened(path, offset):
-    """(The text of a file as UTF-8, decompressed, from byte `offset` of it on; a function that tells the share read)."""
+    """(The text of a file as UTF-8, from byte `offset` of it on; a function that tells the share of the file read)."""
     with open(path, "rb") as raw:
         file = unmarked(decompressed(raw, format_of(path)[1]))
         if file is raw:

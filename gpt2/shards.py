@@ -1,7 +1,7 @@
-"""Token shards in llm.c's format, which llm.c and modded-nanogpt read and write too: how they are written, found and read.
+"""Token shards in llm.c's format, which llm.c and modded-nanogpt use too: how they are written, found and read.
 
-A shard is 256 int32 (20240520, 1, number of tokens, zeros), then that many uint16 tokens, all little-endian. Beside them
-lies a meta.json, where prepare_fineweb.py wrote them.
+A shard is 256 int32 (20240520, 1, number of tokens, zeros), then that many uint16 tokens, all little-endian. Beside
+them lies a meta.json, where prepare_fineweb.py wrote them.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ def summary(path, end_of_text):
 
 @dataclass(frozen=True)
 class Shard:
-    """The tokens in a file. size and modified, in ns, are the file's when it was found: it must not change after that."""
+    """The tokens in a file. size and modified, in ns, are the file's when it was found: it must not change later."""
 
     path: str
     tokens: int
@@ -89,7 +89,7 @@ class Shard:
             raise UserError(f"{self.path}: cannot be read any more: {error.strerror or error}") from None
 
     def fill(self, tokens, start):
-        """Write the tokens from `start` on into `tokens`, a contiguous uint16 array. UserError where there are not as many.
+        """Write the tokens from `start` on into `tokens`, a contiguous uint16 array. UserError where there are too few.
 
         They are read, not memory-mapped: a mapped file that shrinks ends the process with a signal.
         """
@@ -115,7 +115,7 @@ class Shard:
 
 @lru_cache(maxsize=OPEN_SHARDS)
 def open_file(path):
-    """A file for reads at random: without the advice, a window of 2 kB would make the kernel read a hundred times as much."""
+    """A file for reads at random: without the advice, for a window of 2 kB the kernel reads a hundred times as much."""
     file = open(path, "rb", buffering=0)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -124,7 +124,7 @@ def open_file(path):
 
 @lru_cache
 def check_unchanged(path, modified):
-    """UserError where the file at `path`, whose time of change is new, does not hold what the meta.json beside it says."""
+    """UserError where the file at `path`, whose time of change is new, is not what the meta.json beside it says."""
     path = Path(path)
     listed = {shard["name"]: shard["sha256"] for shard in read_meta(path.parent).get("shards", [])}.get(path.name)
     with open(path, "rb") as file:
@@ -163,17 +163,18 @@ def are_listed(shards):
 
 
 def find_shards(data_dir, split, data_format="shards"):
-    """The shards of `split` ("train" or "val"), by name; header and size of each are checked. UserError names the wrong file.
+    """The shards of `split` ("train" or "val"), by name, headers and sizes checked. UserError names the wrong file.
 
-    data_format "raw": files without a header, as nanoGPT's train.bin and val.bin. Nothing but tokens is read (no meta.pkl).
+    data_format "raw": files without a header, as nanoGPT's train.bin and val.bin. Nothing but tokens is read, so no
+    meta.pkl.
     """
     folder = Path(data_dir)
     if not folder.is_dir():
         raise UserError(f"data_dir={data_dir}: no such folder; prepare_fineweb.py --out_dir={data_dir} writes one")
     if (folder / PROGRESS).exists() and not (folder / "meta.json").exists():
         raise UserError(
-            f"data_dir={data_dir}: is not all there: the prepare_fineweb.py command that began it, given again, finishes it "
-            f"(or remove its {PROGRESS} to train on the shards so far)"
+            f"data_dir={data_dir}: is not all there: the prepare_fineweb.py command that began it, given again, "
+            f"finishes it (or remove its {PROGRESS} to train on the shards so far)"
         )
     name = re.compile(rf"(.*_)?{split}(_\d+)?\.bin")
     shard_at = raw_shard if data_format == "raw" else check_header

@@ -1,7 +1,7 @@
 """Text, document by document, from files, and from any place in them again.
 
-A source has `open()`, `text_bytes()` and `records(position=None)`: Records from the start, or from the position that one
-of them carried. Files is one; gpt2/hub.py has the other.
+A source has `open()`, `text_bytes()` and `records(position=None)`: Records from the start, or from the position that
+one of them carried. Files is one; gpt2/hub.py has the other.
 """
 
 import json
@@ -17,9 +17,9 @@ PIECE = 2**18  # bytes, or a little more, after which a long document is cut
 UNBROKEN = 2**23  # bytes without a boundary after which it is cut anywhere
 BLOCK = 2**20  # bytes read at a time
 LONGEST = 2**31  # bytes of a line, or of a document between separators: what is longer is no text
-# Where GPT-2's pattern always ends a token, whatever comes before and after: between a character that is no white space and
-# a space or line break. Of the characters beyond ASCII those whose first bytes white space shares (U+0080 to 00BF, 1000 to
-# 200F, 2028 to 2FFF, 3000) are not looked for.
+# Where GPT-2's pattern always ends a token, whatever comes before and after: between a character that is no white space
+# and a space or line break. Of the characters beyond ASCII those whose first bytes white space shares (U+0080 to 00BF,
+# 1000 to 200F, 2028 to 2FFF, 3000) are not looked for.
 BOUNDARY = re.compile(
     rb"(?:[!-~]|[\xc3-\xdf][\x80-\xbf]|\xe2\x80[\x90-\xa7]|\xe3\x80[\x81-\xbf]|\xe3[\x81-\xbf][\x80-\xbf]"
     rb"|[\xe4-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3})(?=[ \n])"
@@ -29,8 +29,8 @@ BOUNDARY = re.compile(
 class Record(NamedTuple):
     """A document's text as UTF-8 or, where not `starts`, the next part of one.
 
-    position: JSON from which `records` goes on with this very record; done: share of the source that was read before it,
-    0 to 1, or None where that is not known; place: what to call it when something is wrong with it.
+    position: JSON from which `records` goes on with this very record; done: share of the source that was read before
+    it, 0 to 1, or None where that is not known; place: what to call it when something is wrong with it.
     """
 
     text: bytes
@@ -193,7 +193,7 @@ def text_bytes(path, size, text_column):
 
 
 def documents(path, position, columns, separator):
-    """(text, starts, position in the file, share of the file, place) of each document, or part of one, from `position`."""
+    """(text, starts, position in the file, share of it, place) of each document, or part of one, from `position` on."""
     kind, _ = format_of(path)
     if kind == "parquet":
         return parquet_documents(path, position, columns)
@@ -224,7 +224,7 @@ def as_text(kind):
 
 
 def parquet_documents(path, position, columns):
-    """Rows; row groups before the position are not read. A batch holds rows of about BLOCK bytes, however large a group."""
+    """Rows; row groups before the position are not read, and of a large one about BLOCK bytes at a time."""
     file = open_parquet(path)
     columns.check(path, file.schema_arrow.names)
     kind = file.schema_arrow.field(columns.text).type

@@ -14,7 +14,10 @@ SAMPLES, SAMPLE_TOKENS = 3, 60
 
 
 def verify(folder):
-    """Check every shard in `folder`, show the beginnings of some documents, print a summary. UserError names all that is wrong."""
+    """Check every shard in `folder`, show the beginnings of some documents, print a summary.
+
+    UserError names all that is wrong.
+    """
     folder = Path(folder)
     meta, paths = read_meta(folder), sorted(folder.glob("*.bin"))
     if not paths:

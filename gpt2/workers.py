@@ -1,4 +1,4 @@
-"""A pool of processes that leaves nobody behind: signals are the parent's to handle, and when the parent dies, so do they."""
+"""A pool of processes that leaves nobody behind: signals are the parent's, and when the parent dies, so do they."""
 
 import contextlib
 import multiprocessing
@@ -13,7 +13,7 @@ from gpt2.errors import UserError
 
 @contextlib.contextmanager
 def pool(count, initializer=None, *arguments):
-    """A ProcessPoolExecutor of `count` fresh interpreters, the same on Linux, macOS and Windows; each first calls initializer(*arguments), if any.
+    """A ProcessPoolExecutor of `count` fresh interpreters, the same on every system; each first calls the initializer.
 
     Left by an exception, Ctrl-C among them, it kills the workers at once. UserError where one of them was killed.
     """

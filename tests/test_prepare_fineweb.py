@@ -1,4 +1,4 @@
-"""What prepare_fineweb.py promises: the same shards however it was run, interrupted or fed, and one line for what is wrong."""
+"""What prepare_fineweb.py promises: the same shards however it was run, and one line for what is wrong."""
 
 import dataclasses
 import gzip
@@ -188,7 +188,7 @@ def wait_for_shards(process, folder, count):
 
 
 def stopped_after(count, arguments, out_dir, how=signal.SIGKILL):
-    """(exit code, stderr, seconds it took to end) of a preparation that got the signal `how` when `count` shards were there."""
+    """(exit code, stderr, seconds to its end) of a preparation that got the signal `how` at its `count`-th shard."""
     process = start_preparation(arguments, out_dir)
     wait_for_shards(process, out_dir, count)
     sent = time.monotonic()

