@@ -24,7 +24,7 @@ def pool(count, initializer=None, *arguments):
     except BrokenProcessPool:
         raise UserError("a worker process died, perhaps for want of memory: fewer workers need less") from None
     except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait=False)  # cancelled futures would make its thread fail, with a traceback, over the killed
         for worker in multiprocessing.active_children():
             worker.kill()
         raise

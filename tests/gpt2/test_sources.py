@@ -204,6 +204,34 @@ def test_bytes_that_are_no_text_are_a_bad_row_of_every_kind_of_file(tmp_path):
     ]
 
 
+@given(
+    st.sampled_from(["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst", "a.parquet"]),
+    st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=80).map(lambda text: text.encode("utf-16", "surrogatepass")),
+        st.lists(st.sampled_from([b"---", b"", b"{}", b'{"text": "a\\ud800"}', b'{"text": [1]}', b"\xff", b"[["])).map(
+            b"\n".join
+        ),
+    ),
+    st.booleans(),
+    st.sampled_from(["---", None]),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_a_file_holds_it_is_text_or_one_line(tmp_path_factory, name, data, skip_bad, separator):
+    path = tmp_path_factory.getbasetemp() / name
+    data = gzip.compress(data) if name.endswith(".gz") and len(data) % 2 else data
+    path.write_bytes(data)
+    try:
+        source = Files(arguments(path, skip_bad=skip_bad, document_separator=separator))
+        source.text_bytes()
+        records = list(pieces(source.records()))
+        rest = list(pieces(source.records(records[-1].position), records[-1].position)) if records else []
+    except UserError as error:
+        assert name in str(error) and "\n" not in str(error)
+    else:
+        assert all(record.text.decode() for record in records) and rest == records[-1:]
+
+
 def test_two_columns_of_one_name_are_one_line(tmp_path):
     column = pyarrow.array(["a"])
     pyarrow.parquet.write_table(pyarrow.Table.from_arrays([column] * 2, ["text"] * 2), tmp_path / "a.parquet")
