@@ -24,6 +24,7 @@ from torch.nn.utils import prune
 from tqdm import tqdm
 
 from pruning import Pruner
+from pruning.choice import lowest
 from pruning.criteria import bitter7
 
 
@@ -114,7 +115,7 @@ def on_rank(rank, ranks, store, kind, layers, width, results):
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     model, optimizer = synthetic(layers, width, "cpu", shard=kind == "FSDP2")
     pruner = Pruner(model, optimizer, "bitter7")
-    threshold = timed(torch.no_grad()(lambda: pruner.select(range(len(pruner.layers)), pruner.prunable // 2)))
+    threshold = timed(torch.no_grad()(lambda: lowest(pruner.scores, range(len(pruner.layers)), pruner.prunable // 2)))
     update = timed(lambda: pruner.prune_to(0.5))
     if rank == 0:
         results.put((threshold, update))

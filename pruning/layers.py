@@ -1,27 +1,19 @@
-"""What is prunable in a model, and where this rank's part of it lies."""
+"""Which of a model's parameters are prunable."""
 
 import math
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
 import torch.nn as nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
+
+Prunable = Callable[[str, nn.Parameter], bool]
+ENOUGH = 0.9  # share of a model's matrix weights below which the default rule says what it leaves out
 
 
-def is_prunable(name, module):
-    """The rule: the weight of every Linear and convolution, and of transformers' Conv1D. `name` is the module's."""
-    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or is_conv1d(module)
-
-
-def is_conv1d(module):
-    """transformers' Conv1D, a Linear whose weight is [in, out]."""
-    return type(module).__name__ == "Conv1D" and getattr(module, "weight", torch.empty(0)).dim() == 2
-
-
-@dataclass
+@dataclass(eq=False)
 class Layer:
-    """One prunable weight tensor.
+    """One prunable parameter.
 
     parameter: as the optimizer holds it, perhaps a DTensor; shape: of the full tensor; input_dim: along which N:M
     patterns run; first: place of its first weight among all prunable ones; row: first row of the full tensor that this
@@ -30,127 +22,119 @@ class Layer:
 
     name: str
     parameter: nn.Parameter
-    shape: tuple
+    shape: tuple[int, ...]
     input_dim: int
     first: int = 0
     row: int = 0
 
     @property
-    def size(self):
+    def size(self) -> int:
         return math.prod(self.shape)
 
     @property
-    def row_size(self):
+    def row_size(self) -> int:
         return math.prod(self.shape[1:])
 
 
-def find_layers(model, prunable):
-    """The Layers of `model` in the order of its modules; tensors shared with an embedding or found before are left out."""
-    embedded = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
-    layers, seen, first = [], set(embedded), 0
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, nn.Parameter) or id(weight) in seen or not prunable(name, module):
-            continue
-        seen.add(id(weight))
-        transposed = is_conv1d(module) or isinstance(module, nn.modules.conv._ConvTransposeNd)
-        layer = Layer(clean(name) + ".weight", weight, tuple(weight.shape), 0 if transposed else 1, first)
-        layers.append(layer)
-        first += layer.size
+def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Layer]:
+    """The prunable parameters of `model` as Layers, in the model's order, each once.
+
+    prunable: (name, parameter) -> bool, asked about every named parameter, names without the marks of wrappers. By
+    default `matrices` of each module, but for frozen ones and what is tied to an embedding; one warning says so where
+    these are under 90 % of the model's matrix weights. ValueError for what `prunable` asks for and cannot have, and for
+    a model without a prunable weight.
+    """
+    chosen = asked_for(model, prunable) if prunable else by_default(model)
+    layers, first, sideways = [], 0, input_first(model)
+    for name, parameter in model.named_parameters():
+        if id(parameter) in chosen:
+            shape = tuple(parameter.shape)
+            layers.append(Layer(clean(name), parameter, shape, 0 if id(parameter) in sideways else 1, first))
+            first += layers[-1].size
+    if not layers and prunable:
+        raise ValueError(
+            "no prunable weight: prunable=, which is called with (name, parameter), chose none of the model's"
+        )
+    if not layers:
+        raise ValueError(
+            "the model has no prunable weight: no Linear, attention or convolution that trains and is not tied to an embedding; "
+            "prunable=lambda name, parameter: ... can choose others"
+        )
+    if not prunable:
+        warn_of_what_is_left_out(model, chosen)
     return layers
 
 
-def clean(name):
-    """A module's name without the marks of its wrappers (DDP, torch.compile, activation checkpointing)."""
+def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The rule: the weight of a Linear, a convolution or transformers' Conv1D, and the projections of an attention."""
+    names = ["weight"] if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or is_conv1d(module) else []
+    if isinstance(module, nn.MultiheadAttention):  # its out_proj is a Linear of its own
+        names = ["in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"]
+    for name in names:
+        if isinstance(parameter := getattr(module, name, None), nn.Parameter):
+            yield parameter
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """transformers' Conv1D, a Linear whose weight is [in, out]."""
+    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+def by_default(model: nn.Module) -> set[int]:
+    """The ids of what the rule covers."""
+    ruled = {id(p) for module in model.modules() for p in matrices(module) if p.requires_grad}
+    return ruled - embedded(model)
+
+
+def asked_for(model: nn.Module, prunable: Prunable) -> set[int]:
+    """The ids of what the user's function chooses; a parameter of several names is asked about under each."""
+    chosen = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not prunable(clean(name), parameter):
+            continue
+        trouble = None
+        if parameter.dim() < 2:
+            trouble = "it has no two dimensions: let prunable= say no, as with `parameter.dim() >= 2 and ...`"
+        elif not parameter.requires_grad:
+            trouble = "it is frozen (requires_grad=False)"
+        elif not parameter.is_floating_point():
+            trouble = f"it holds {parameter.dtype}"
+        if trouble:
+            raise ValueError(f"{clean(name)}: prunable= asks for it, but {trouble}")
+        chosen.add(id(parameter))
+    return chosen
+
+
+def embedded(model: nn.Module) -> set[int]:
+    """The ids of the embeddings' weights, and so of what is tied to one."""
+    return {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+
+
+def input_first(model: nn.Module) -> set[int]:
+    """The ids of weights whose input dimension is the first one."""
+    transposed = [m for m in model.modules() if is_conv1d(m) or isinstance(m, nn.modules.conv._ConvTransposeNd)]
+    return {id(m.weight) for m in transposed}
+
+
+def warn_of_what_is_left_out(model: nn.Module, chosen: set[int]) -> None:
+    """One warning where the rule covers too little of the model's matrices, embeddings aside."""
+    aside = embedded(model)
+    all_matrices = [(n, p) for n, p in model.named_parameters() if p.dim() >= 2 and id(p) not in aside]
+    total = sum(p.numel() for _, p in all_matrices)
+    covered = sum(p.numel() for _, p in all_matrices if id(p) in chosen)
+    if covered >= ENOUGH * total:
+        return
+    left = sorted(((n, p) for n, p in all_matrices if id(p) not in chosen), key=lambda pair: -pair[1].numel())
+    named = [clean(name) + ("" if parameter.requires_grad else " (frozen)") for name, parameter in left]
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    warnings.warn(
+        f"{covered:,} of {total:,} matrix weights ({covered / total:.0%}) are prunable, embeddings aside; left out: "
+        f"{', '.join(named[:5])}{more}; prunable=lambda name, parameter: ... can choose them if they train",
+        stacklevel=4,
+    )
+
+
+def clean(name: str) -> str:
+    """A parameter's name without the marks of wrappers (DDP, torch.compile, activation checkpointing)."""
     wrappers = ("module", "_orig_mod", "_checkpoint_wrapped_module")
     return ".".join(part for part in name.split(".") if part not in wrappers)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """How the weights lie on the ranks of `group`: each holds all of them, or (sharded) rows of its own."""
-
-    group: object = None
-    rank: int = 0
-    size: int = 1
-    sharded: bool = False
-
-    def all_reduce(self, tensor):
-        """Sum over the ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
-
-    def all_gather(self, tensor):
-        """[ranks, *tensor.shape]."""
-        if self.size == 1:
-            return tensor[None]
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor, group=self.group)
-        return torch.stack(parts)
-
-
-def find_ranks(layers, group):
-    """The Ranks over which `layers` lie, each layer's `row` set. ValueError for placements that cannot be pruned exactly.
-
-    Plain tensors count as replicated over `group` (default: all ranks, where torch.distributed is initialised), as under
-    DDP. DTensors may be sharded along dimension 0 of one mesh dimension, as FSDP2 does, and replicated along others.
-    """
-    sharded = [layer for layer in layers if isinstance(layer.parameter, DTensor)]
-    if not sharded:
-        if not (dist.is_available() and dist.is_initialized()):
-            return Ranks()
-        return Ranks(group, dist.get_rank(group), dist.get_world_size(group))
-    if len(sharded) < len(layers):
-        plain = next(layer.name for layer in layers if layer not in sharded)
-        raise ValueError(f"{plain} is a plain tensor, {sharded[0].name} a DTensor: shard all prunable layers, or none")
-    mesh, placements = sharded[0].parameter.device_mesh, sharded[0].parameter.placements
-    for layer in sharded:
-        theirs = layer.parameter
-        if theirs.device_mesh != mesh or theirs.placements != placements:
-            raise ValueError(
-                f"{layer.name}: placements {theirs.placements}, but {layers[0].name} has {placements}: expected the same for all"
-            )
-    dims = [dim for dim, placement in enumerate(placements) if not isinstance(placement, Replicate)]
-    if not dims:
-        return Ranks(mesh.get_group(0), mesh.get_local_rank(0), mesh.size(0))
-    if len(dims) > 1 or type(placements[dims[0]]) is not Shard or placements[dims[0]].dim != 0:
-        raise ValueError(
-            f"{layers[0].name}: placements {placements} are not supported: expected FSDP2's, Shard(0) along one mesh dimension"
-        )
-    rank, size = mesh.get_local_rank(dims[0]), mesh.size(dims[0])
-    for layer in sharded:
-        layer.row = min(layer.shape[0], rank * -(-layer.shape[0] // size))
-    return Ranks(mesh.get_group(dims[0]), rank, size, sharded=True)
-
-
-def local(tensor):
-    """This rank's part of a tensor, sharing its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def full(tensor):
-    """The whole tensor, gathered from all ranks where it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-
-
-def keep(tensor, live):
-    """Set the floating-point `tensor` to +0.0, in place, where `live` (integers 0 or 1, of its shape) is 0.
-
-    Multiplies the bits, so that neither NaN, infinity nor a sign survives. masked_fill_ gives the same, several times
-    slower on a CPU, where each weight of a random mask is a mispredicted branch.
-    """
-    tensor.view(BITS[tensor.element_size()]).mul_(live)
-
-
-def keep_where_nonzero(tensor, weight):
-    """Set `tensor` to +0.0, in place, where `weight` is zero: what the gradient of hardshrink with lambda 0 does, in one kernel."""
-    torch.ops.aten.hardshrink_backward.grad_input(tensor, weight, 0.0, grad_input=tensor)
-
-
-def nonzero(tensor):
-    """1 where `tensor` is not zero, else 0, as integers of the same width, which `keep` is fastest with."""
-    return torch.ne(tensor, 0, out=torch.empty_like(tensor, dtype=BITS[tensor.element_size()]))

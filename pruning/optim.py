@@ -11,8 +11,8 @@ import math
 
 import torch
 
-from pruning.layers import local
 from pruning.pruner import Pruner
+from pruning.ranks import local
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adamwadv", "adamwspam")
 

@@ -2,17 +2,27 @@
 
 import difflib
 import math
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn as nn
 
 from pruning.allocation import ALLOCATIONS, exact_counts
+from pruning.choice import Lowest, lowest, lowest_of_all, places
 from pruning.criteria import CRITERIA
-from pruning.layers import find_layers, find_ranks, full, is_prunable, keep, keep_where_nonzero, local
+from pruning.layers import Layer, Prunable, find_layers
 from pruning.memory import predict
+from pruning.pattern import check_pattern, parse_pattern
+from pruning.ranks import find_ranks, local
+from pruning.report import average_parameters, table
 from pruning.schedule import SCHEDULES, sparsity_at
-from pruning.scores import NotFiniteError, Scores
-from pruning.select import PRUNED, leave_ties, score_of, search, thresholds
+from pruning.scores import Scores
+from pruning.select import score_of
+from pruning.stepping import StepCounter, unwrapped
+from pruning.zeros import count_zeros, zero_copy, zero_dead, zero_where_zero
+
+LOOK_EVERY = 10  # steps, or `interval` where that is more, between two looks for pruned weights that came back
 
 
 class Pruner:
@@ -27,51 +37,56 @@ class Pruner:
 
     A weight is pruned if and only if it is exactly 0.0. When it is pruned, it and its optimizer states become zero; from
     then on its gradient is set to zero before the optimizer steps, and Adam and SGD, with or without weight decay, leave
-    it at zero by arithmetic. So no mask is stored, and a checkpoint of model and optimizer holds everything. Nothing is
-    masked before the first update, so that layers that start at zero train; at an update, weights that are exactly zero
-    are the first to be pruned.
+    it at zero by arithmetic. So no mask is stored, and a checkpoint of model and optimizer holds everything.
+
+    Zeros that are there when the Pruner is made, as in a sparse checkpoint, stay zeros (`keep_zeros`), and pruning goes on
+    from them. A layer that is zero altogether is taken for an initialisation: it trains until the first update, which
+    prunes weights that are exactly zero first.
 
     After an update round(sparsity(step) * prunable) weights are zero, to the weight, ties included (the earlier place in
     the model goes first): the same set for any number of ranks, under DDP or FSDP2.
 
-    Make it after the model is on its device, wrapped or sharded, and after the optimizer.
+    Make it after the model is loaded, on its device, wrapped or sharded, and after the optimizer.
 
     model:            any module: plain, compiled, under DistributedDataParallel, or fully_shard'ed
-    optimizer:        any torch optimizer that keeps per-parameter tensors
+    optimizer:        any torch optimizer that keeps per-parameter tensors, also in accelerate's wrapper. Its own steps count
     criterion:        a name of pruning/criteria.py, or a function with such arguments
-    target_sparsity:  share of the prunable weights that is zero at `end`, 0 <= s < 1
+    target_sparsity:  share of the prunable weights that is zero at `end`, 0 <= s < 1; 0 prunes nothing, and keeps zeros
     schedule:         a name of pruning/schedule.py, or a function of progress in [0, 1]
     begin, end:       optimizer steps, counted from 1, of the first and the last update
     interval:         steps from one update to the next; update i of n prunes to target_sparsity · schedule(i / n)
     allocation:       a name of pruning/allocation.py, or a function (shapes, sparsity) -> share of each layer
     max_layer_sparsity: under `global`, no layer is pruned beyond this share (or target_sparsity, where that is higher)
     pattern:          "n:m": prune only among the n lowest of every m weights along the input dimension
-    prunable:         (module's name, module) -> bool, which modules' weights; default `is_prunable`
+    prunable:         (name, parameter) -> bool, which of the model's parameters, of two dimensions or more; by default the
+                      weights of Linear layers, attention and convolutions that train and are not tied to an embedding
     process_group:    the ranks that train replicas of this model; default all
+    keep_zeros:       whether zeros that are there now stay zeros
 
-    Raises ValueError for values out of range, parameters that the optimizer does not hold, and placements or optimizers
-    that cannot be pruned exactly; updates raise NotFiniteError for weights or states that are NaN or infinite, and RuntimeError where
-    pruned weights came back, as they do without `mask_gradients`.
+    Raises ValueError for values out of range, parameters that cannot be pruned, and placements or optimizers that cannot be
+    pruned exactly; updates raise NotFiniteError for weights or states that are NaN or infinite. Where pruned weights came back,
+    as they do without `mask_gradients`, the next update, `state_dict`, or a look every few steps raises RuntimeError.
     """
 
     def __init__(
         self,
-        model,
-        optimizer,
-        criterion="magnitude",
-        target_sparsity=0.5,
-        schedule="gmp",
-        begin=1,
-        end=1,
-        interval=1,
+        model: nn.Module,
+        optimizer: Any,
+        criterion: str | Callable[..., torch.Tensor] = "magnitude",
+        target_sparsity: float = 0.5,
+        schedule: str | Callable[[float], float] = "gmp",
+        begin: int = 1,
+        end: int = 1,
+        interval: int = 1,
         *,
-        allocation="global",
-        max_layer_sparsity=0.98,
-        pattern=None,
-        prunable=is_prunable,
-        process_group=None,
+        allocation: str | Callable[[list[tuple[int, ...]], float], Sequence[float]] = "global",
+        max_layer_sparsity: float = 0.98,
+        pattern: str | None = None,
+        prunable: Prunable | None = None,
+        process_group: Any = None,
+        keep_zeros: bool = True,
     ):
-        criterion, self.criterion_name = lookup(criterion, CRITERIA, "criterion")
+        score, self.criterion_name = lookup(criterion, CRITERIA, "criterion")
         self.schedule, self.schedule_name = lookup(schedule, SCHEDULES, "schedule")
         self.allocation, self.allocation_name = lookup(allocation, ALLOCATIONS, "allocation")
         if not 0 <= target_sparsity < 1:
@@ -85,282 +100,264 @@ class Pruner:
         self.target_sparsity, self.begin, self.end, self.interval = target_sparsity, begin, end, interval
         self.max_layer_sparsity = max(max_layer_sparsity, target_sparsity)
         self.layers = find_layers(model, prunable)
-        if not self.layers:
-            raise ValueError(
-                "the model has no prunable weight: no Linear or convolution that is not tied to an embedding"
-            )
         self.ranks = find_ranks(self.layers, process_group)
-        self.pattern = self.checked_pattern(pattern)
-        self.scores = Scores(self.layers, self.ranks, optimizer, criterion, self.pattern)
+        self.pattern = parse_pattern(pattern) if pattern else None
+        if self.pattern:
+            check_pattern(self.pattern, self.layers, self.ranks, target_sparsity, self.allocation_name)
+        optimizer = unwrapped(optimizer)
+        self.scores = Scores(self.layers, self.ranks, optimizer, score, self.pattern)
         self.prunable = sum(layer.size for layer in self.layers)
-        self.steps, self.pruned, self.threshold = 0, 0, None
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.counter, self.seen = StepCounter(optimizer), 0
+        self.masked: list[Layer] = []  # layers whose zeros are kept: all of them from the first update on
+        self.claimed = 0  # zeros that are there unless pruned weights came back
+        self.threshold: int | None = None
+        if keep_zeros:
+            self.keep_zeros()
 
-    def checked_pattern(self, pattern):
-        """(n, m) of "n:m", or None. ValueError where it does not fit the target, the allocation or a layer's dimensions."""
-        if pattern is None:
-            return None
-        n, colon, m = pattern.partition(":")
-        if not (colon and n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
-            raise ValueError(f"pattern={pattern!r}: expected n:m with 0 < n < m, as in 2:4")
-        n, m = int(n), int(m)
-        if self.target_sparsity > n / m:
+    def keep_zeros(self) -> None:
+        """Keep the zeros of every layer that is partly zero. ValueError where they are more than the target."""
+        zeros = self.zeros()
+        partly = [(layer, count) for layer, count in zip(self.layers, zeros) if 0 < count < layer.size]
+        self.masked, self.claimed = [layer for layer, _ in partly], sum(count for _, count in partly)
+        if self.target_sparsity and self.claimed > round(self.target_sparsity * self.prunable):
             raise ValueError(
-                f"pattern={pattern!r} allows a sparsity of at most {n / m:g}, below target_sparsity={self.target_sparsity}"
+                f"target_sparsity={self.target_sparsity} is below the {self.claimed / self.prunable:.2%} of the prunable weights "
+                "that are zero already: raise it, or let them train again with keep_zeros=False"
             )
-        if self.allocation_name not in ("global", "uniform"):
-            raise ValueError(
-                f"pattern={pattern!r} fixes the layers' sparsity: allocation={self.allocation_name} cannot be combined with it"
-            )
-        for layer in self.layers:
-            if layer.shape[layer.input_dim] % m:
-                raise ValueError(
-                    f"{layer.name}: its {layer.shape[layer.input_dim]} inputs are not divisible by {m}, as pattern={pattern!r} needs"
-                )
-            if layer.input_dim == 0 and self.ranks.sharded and -(-layer.shape[0] // self.ranks.size) % m:
-                raise ValueError(
-                    f"{layer.name}: pattern={pattern!r} runs along the dimension that is sharded, in pieces not divisible by {m}"
-                )
-        return n, m
 
     # ---- the calls of a training loop ----
 
     @torch.no_grad()
-    def mask_gradients(self, parameters=None):
+    def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Set the gradient of every pruned weight to zero, or of those in `parameters` alone. Call it after backward, before
         clipping. Never waits for the device."""
-        if not self.pruned:
-            return
-        for parameter in parameters or [layer.parameter for layer in self.layers]:
-            if parameter.grad is not None:
-                keep_where_nonzero(local(parameter.grad), local(parameter))
+        self.counter.between_steps()
+        only = None if parameters is None else {id(parameter) for parameter in parameters}
+        for layer in self.masked:
+            if layer.parameter.grad is not None and (only is None or id(layer.parameter) in only):
+                zero_where_zero(local(layer.parameter.grad), local(layer.parameter))
 
-    def step(self):
-        """Count one optimizer step, and prune to `schedule(step)` when an update is due. Returns whether it was.
+    def step(self) -> bool:
+        """Prune to `schedule(step)` when an update is due at the step that the optimizer took last. Returns whether it was.
 
-        NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
-        self.steps += 1
-        if not self.due(self.steps):
-            return False
-        self.prune_to(self.scheduled(self.steps))
-        return True
+        Call it after the optimizer's step; where that was left out (by gradient accumulation or a GradScaler), nothing
+        happens. NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
+        taken = range(self.seen + 1, self.steps + 1)
+        self.seen = self.steps
+        due = [step for step in taken if self.due(step)]
+        if due:
+            self.update(due[-1])
+        elif any(step % max(self.interval, LOOK_EVERY) == 0 for step in taken):
+            self.check_none_came_back()
+        return bool(due)
 
-    def due(self, step):
+    @property
+    def steps(self) -> int:
+        """Steps that the optimizer has taken under this Pruner, those before a resume included."""
+        return self.counter.taken
+
+    def due(self, step: int) -> bool:
         """Whether there is an update at `step`: every `interval` from `begin` on, and at `end`."""
         return self.begin <= step <= self.end and ((step - self.begin) % self.interval == 0 or step == self.end)
 
-    def scheduled(self, step):
+    def scheduled(self, step: int) -> float:
         """The sparsity that the update at `step` prunes to. The ramp starts an interval before the first update, which
         so takes its share like all others."""
         return sparsity_at(step, self.schedule, self.target_sparsity, self.begin - self.interval, self.end)
 
-    @property
-    def sparsity(self):
-        """Share of the prunable weights that the last update left at zero."""
-        return self.pruned / self.prunable
-
-    @torch.no_grad()
-    def prune_to(self, sparsity):
-        """Prune now, until round(sparsity * prunable) weights are zero; those that are pruned stay so."""
-        total = round(sparsity * self.prunable)
-        if total <= self.pruned:
-            return
-        zeros = self.zeros()
-        self.check_none_came_back(sum(zeros))
-        self.scores.prepare()
-        self.pruned = (
-            self.prune_globally(total) if self.allocation is None else self.prune_each_layer(total, sparsity, zeros)
-        )
-
     # ---- an update ----
 
-    def check_none_came_back(self, zeros):
-        """RuntimeError where fewer weights are zero than the last update left: the loop or the optimizer moves pruned ones."""
-        back = self.pruned - zeros
-        if back > 0:
-            raise RuntimeError(
-                f"{back:,} of {self.pruned:,} pruned weights are not zero any more: call mask_gradients() after backward and before "
-                f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between"
-            )
+    def update(self, step: int) -> None:
+        """What is due at `step`."""
+        self.prune_to(self.scheduled(step))
 
-    def prune_globally(self, total):
-        """Prune the `total` lowest of all layers, none beyond max_layer_sparsity; returns how many are zero then.
+    @torch.no_grad()
+    def prune_to(self, sparsity: float) -> None:
+        """Prune now, until round(sparsity * prunable) weights are zero; those that are pruned stay so."""
+        total, zeros = round(sparsity * self.prunable), self.zeros()
+        self.check_none_came_back(sum(zeros))
+        if not total:
+            return
+        if total > sum(zeros):
+            self.scores.prepare()
+            self.prune(self.choose(total, sparsity, zeros))
+        self.masked, self.claimed = self.layers, max(total, sum(zeros))
 
-        Layers that the common threshold takes beyond their cap are pruned to exactly the cap, and the rest of the total
-        is selected anew among the others: that only raises the threshold, so what is capped once stays capped.
-        """
-        free, done = list(range(len(self.layers))), 0
-        while free:
-            threshold = self.select(free, total - done)
-            caps = [math.ceil(self.max_layer_sparsity * self.layers[i].size) for i in free]
-            over = []
-            if any(most > cap for most, cap in zip(threshold.most, caps)):
-                below, ties = self.count(free, threshold)
-                taken = below.sum(1) + shares_in_order(ties.sum(1), total - done - threshold.below)
-                over = [(i, cap) for i, count, cap in zip(free, taken.tolist(), caps) if count > cap]
-            if not over:
-                self.threshold = threshold.key
-                return done + self.apply(free, threshold, total - done)
-            for (i, cap), capped in zip(over, self.select_each(over)):
-                done += self.apply([i], capped, cap)
-                free.remove(i)
-        return done
-
-    def prune_each_layer(self, total, sparsity, zeros):
-        """Prune each layer, of which `zeros` are zero already, to its share by the allocation; returns how many are zero then."""
+    def choose(self, total: int, sparsity: float, zeros: Sequence[int]) -> list[Lowest]:
+        """The `total` weights that are zero after this update: `zeros` of each layer, which are already, and the lowest."""
         sizes = [layer.size for layer in self.layers]
+        if self.allocation is None:
+            caps = [max(zero, math.ceil(self.max_layer_sparsity * size)) for zero, size in zip(zeros, sizes)]
+            parts = lowest_of_all(self.scores, total, caps)
+            self.threshold = parts[-1].threshold.key
+            return parts
         shares = list(self.allocation([layer.shape for layer in self.layers], sparsity))
         if len(shares) != len(sizes) or not all(math.isfinite(share) for share in shares):
             raise ValueError(
                 f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers"
             )
         counts = exact_counts(shares, sizes, total, zeros)
-        wanted = [(i, count) for i, count in enumerate(counts) if count]
-        return sum(self.apply([i], threshold, count) for (i, count), threshold in zip(wanted, self.select_each(wanted)))
+        return [lowest(self.scores, [i], count) for i, count in enumerate(counts) if count]
 
-    def select(self, which, k, scores=None):
-        """The Threshold of the k-th lowest weight among the layers `which`, by the criterion or by other `scores`."""
-        return self.read([self.search(which, k, scores or self.scores)], which)[0]
+    def prune(self, parts: Iterable[Lowest]) -> None:
+        """Set the chosen weights and their optimizer states to zero."""
+        for part in parts:
+            for i, rows, live in places(self.scores, part):
+                self.zero(i, rows, live)
 
-    def select_each(self, wanted):
-        """For each (i, k), the Threshold of the k-th lowest weight of layer i: one wait for the device, however many."""
-        return self.read([self.search([i], k, self.scores) for i, k in wanted], [i for i, _ in wanted])
-
-    def search(self, which, k, scores):
-        keys = partial(scores.counted, which)
-        return search(keys, k, len(which), scores.device, self.ranks.all_reduce, scores.sample(which))
-
-    def read(self, found, which):
-        """The Thresholds that were found among the layers `which`; NotFiniteError where scores are NaN."""
-        try:
-            return thresholds(found)
-        except FloatingPointError:
-            raise NotFiniteError(
-                f"{self.scores.layer_with_nan(which)}: the criterion {self.criterion_name} gave NaN; nothing was pruned"
-            ) from None
-
-    def count(self, which, threshold, scores=None):
-        """(keys below the threshold, keys equal to it), each int64 [layers, ranks], on the CPU."""
-        scores = scores or self.scores
-        counts = torch.zeros(2, len(which), dtype=torch.int64, device=scores.device)
-        for place, key in scores.counted(which):
-            counts[0, place] += (key < threshold.key).sum()
-            counts[1, place] += (key == threshold.key).sum()
-        return self.ranks.all_gather(counts).permute(1, 2, 0).cpu()
-
-    def apply(self, which, threshold, k):
-        """Set the k lowest weights of the layers `which`, and their optimizer states, to zero; returns how many are zero then."""
-        for i, rows, live in self.chosen(which, threshold, k, self.scores):
-            self.zero(i, rows, live)
-        return threshold.ties if threshold.key == PRUNED else k
-
-    def zero(self, i, rows, live):
+    def zero(self, i: int, rows: slice, live: torch.Tensor) -> None:
         """Set to zero what belongs to the weights of these rows of layer i at which `live` is 0."""
         for tensor in self.scores.tensors_of(i):
-            keep(tensor[rows], live)
+            zero_dead(tensor[rows], live)
 
-    def chosen(self, which, threshold, k, scores):
-        """(layer, rows, live) of each chunk on this rank, live being 0 at the k lowest weights and 1 elsewhere.
+    # ---- what is zero, counted when it is asked for ----
 
-        Where more weights tie at the threshold than are to be taken, those that come first in the full tensors are."""
-        quota = k - threshold.below
-        partly = quota < threshold.ties
-        quotas = [quota]
-        if partly and self.ranks.sharded:
-            ties = self.count(which, threshold, scores)[1]
-            quotas = shares_in_order(ties.flatten(), quota).view_as(ties)[:, self.ranks.rank].tolist()
-        for place, i in enumerate(which):
-            mine = place if len(quotas) > 1 else 0
-            for rows in scores.chunks(i):
-                if partly:
-                    live, taken = leave_ties(scores.keys(i, rows), threshold.key, quotas[mine])
-                    quotas[mine] = quotas[mine] - taken
-                else:
-                    live = scores.above(i, rows, threshold.key)
-                yield i, rows, live
+    def zeros(self) -> list[int]:
+        """How many weights of each layer are zero, over all ranks. Waits for the device once; a collective where sharded."""
+        counts = torch.stack([count_zeros(local(layer.parameter)) for layer in self.layers])
+        return [int(count) for count in (self.ranks.all_reduce(counts) if self.ranks.sharded else counts).tolist()]
 
-    def zeros(self):
-        """How many weights of each layer are zero, over all ranks."""
-        counts = torch.stack([(local(layer.parameter) == 0).sum() for layer in self.layers])
-        return (self.ranks.all_reduce(counts) if self.ranks.sharded else counts).tolist()
+    @property
+    def pruned(self) -> int:
+        """How many of the prunable weights are zero."""
+        return sum(self.zeros())
 
-    # ---- state and reports ----
+    @property
+    def sparsity(self) -> float:
+        """Share of the prunable weights that is zero."""
+        return self.pruned / self.prunable
 
-    def state_dict(self, whole=True):
+    def layer_sparsity(self) -> dict[str, float]:
+        """{name: share of its weights that is zero} of each layer."""
+        return {layer.name: zeros / layer.size for layer, zeros in zip(self.layers, self.zeros())}
+
+    def came_back(self, zeros: int | None = None) -> int:
+        """How many pruned weights are not zero any more. zeros: how many are, where that is known."""
+        return max(0, self.claimed - (self.pruned if zeros is None else zeros)) if self.masked else 0
+
+    def check_none_came_back(self, zeros: int | None = None) -> None:
+        """RuntimeError where pruned weights are not zero any more: the loop or the optimizer moves them."""
+        if back := self.came_back(zeros):
+            raise RuntimeError(
+                f"{back:,} of {self.claimed:,} pruned weights are not zero any more: call mask_gradients() after backward and before "
+                f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between"
+            )
+
+    def apply_to(self, model: nn.Module) -> None:
+        """Set to zero in `model`, such as an average of this one's weights, every prunable weight that is zero here.
+
+        ValueError, before anything changes, where it lacks one of the weights or has another shape of it."""
+        zero_copy(self.layers, model)
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside model and optimizer, JSON but for "buffers": name -> tensor, which holds the
-        initial weights where the criterion reads them and is empty otherwise.
+        initial weights where the criterion reads them and is empty otherwise. RuntimeError where pruned weights came back."""
+        pruned = self.pruned
+        self.check_none_came_back(pruned)
+        masked = [layer.name for layer in self.masked]
+        progress = dict(steps=self.steps, pruned=pruned, masked=masked, threshold=self.threshold)
+        return self.identity() | progress | dict(target_sparsity=self.target_sparsity, buffers=self.scores.buffers())
 
-        whole: gather buffers that are sharded, a collective; else they stay DTensors, to be gathered one by one.
-        """
-        buffers = {name: full(tensor) if whole else tensor for name, tensor in self.buffers().items()}
-        return self.identity() | dict(steps=self.steps, pruned=self.pruned, threshold=self.threshold, buffers=buffers)
-
-    def buffers(self):
-        """name -> tensor, as this rank holds it, of what is kept beside weights and optimizer states."""
-        return {f"{layer.name}.initial_weight": kept for layer, kept in zip(self.layers, self.scores.initial)}
-
-    def load_state_dict(self, state):
-        """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule and allocation may
-        differ from those it was saved with. ValueError where criterion, target or pattern do, or where the model has fewer
-        zeros than were pruned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule, allocation and a
+        target that can still be reached may differ from those it was saved with. ValueError where criterion or pattern
+        do, where the target cannot be reached, or where the model has fewer zeros than were pruned."""
         for name, ours in self.identity().items():
             if state[name] != ours:
                 raise ValueError(f"the saved state is of {name}={state[name]}, this Pruner has {name}={ours}")
-        if sum(self.zeros()) < state["pruned"]:
+        pruned, wanted = state["pruned"], round(self.target_sparsity * self.prunable)
+        if (zeros := self.pruned) < pruned:
             raise ValueError(
-                f"the saved state has {state['pruned']} pruned weights, the model only {sum(self.zeros())} zeros: load the model first"
+                f"the saved state has {pruned:,} pruned weights, the model only {zeros:,} zeros: load the model first"
             )
+        if self.target_sparsity != state["target_sparsity"]:
+            self.check_reachable(wanted, pruned, state)
         self.scores.load_buffers(state["buffers"])
-        self.steps, self.pruned, self.threshold = state["steps"], state["pruned"], state["threshold"]
+        self.counter.taken = self.seen = state["steps"]
+        names = state.get("masked", [layer.name for layer in self.layers] if pruned else [])
+        self.masked = [layer for layer in self.layers if layer.name in names]
+        self.claimed, self.threshold = pruned if self.masked else 0, state["threshold"]
 
-    def identity(self):
+    def check_reachable(self, wanted: int, pruned: int, state: Mapping[str, Any]) -> None:
+        """ValueError where the `wanted` zeros cannot be had from `state`, saved with another target."""
+        change = (
+            f"the saved state is of target_sparsity={state['target_sparsity']}, this Pruner has {self.target_sparsity}"
+        )
+        if wanted < pruned:
+            raise ValueError(f"{change}: {pruned / self.prunable:.2%} is pruned already, and stays so")
+        if wanted > pruned and state["steps"] >= self.end:
+            raise ValueError(f"{change}: step {state['steps']} is done and no update comes after end={self.end}")
+
+    def identity(self) -> dict[str, Any]:
         pattern = "{}:{}".format(*self.pattern) if self.pattern else None
-        return dict(criterion=self.criterion_name, target_sparsity=self.target_sparsity, pattern=pattern)
+        return dict(criterion=self.criterion_name, pattern=pattern)
 
-    def plan(self, max_steps):
+    def continue_from(self, step: int) -> None:
+        """Go on after `step` optimizer steps where no state was saved, from the zeros that the model has."""
+        if self.scores.initial:
+            raise ValueError(
+                f"the criterion {self.criterion_name} keeps the initial weights, which only state_dict() saves"
+            )
+        self.counter.taken = self.seen = step
+        if self.target_sparsity and step >= self.begin:
+            self.masked, self.claimed = self.layers, self.pruned
+
+    # ---- reports ----
+
+    def describe(self) -> str:
+        """One line: how many of how many parameters are prunable, and what is pruned from which step to which."""
+        share = (
+            f"{self.prunable:,} of {self.parameters:,} parameters ({self.prunable / self.parameters:.1%}) are prunable"
+        )
+        ramp = (
+            f"{self.schedule_name} by {self.criterion_name} from step {self.begin} to {self.end}, every {self.interval}"
+        )
+        plan = f"; {self.target_sparsity:.2%} of these will be zero: {ramp}" if self.target_sparsity else ""
+        kept = f"; {self.claimed:,} are zero already and stay so" if self.masked else ""
+        return share + plan + kept
+
+    def plan(self, max_steps: int) -> dict[str, Any]:
         """What a run of `max_steps` optimizer steps would do, before it does: a dict of
 
         updates: [(step, sparsity), ...] of every update; average_parameters: all parameters less the pruned ones,
         averaged over the steps; memory: bytes by item, as `memory.measure` gives them, gradients and states of the
         optimizer's first step included."""
-        updates, current, pruned_steps = [], 0.0, 0.0
-        for step in range(1, max_steps + 1):
-            pruned_steps += current
-            if self.due(step):
-                current = self.scheduled(step)
-                updates.append((step, current))
-        parameters = {id(p): p for group in self.scores.optimizer.param_groups for p in group["params"]}.values()
-        total = sum(p.numel() for p in parameters)
-        return dict(
-            updates=updates,
-            average_parameters=total - self.prunable * pruned_steps / max_steps,
-            memory=predict(parameters, self.scores.optimizer, self.buffer_bytes()),
-        )
+        optimizer = self.scores.optimizer
+        parameters = {id(p): p for group in optimizer.param_groups for p in group["params"]}.values()
+        updates = [(step, self.scheduled(step)) for step in range(1, max_steps + 1) if self.due(step)]
+        average = average_parameters(sum(p.numel() for p in parameters), self.prunable, updates, max_steps)
+        memory = predict(parameters, optimizer, self.buffer_bytes())
+        return dict(updates=updates, average_parameters=average, memory=memory)
 
-    def buffer_bytes(self):
+    def buffer_bytes(self) -> int:
         """Bytes that this Pruner keeps on this rank beside model and optimizer."""
         return sum(local(t).nbytes for t in self.scores.initial)
 
-    def report(self):
-        """A table, as text: layer, parameters, pruned, sparsity, and in the last line the global threshold."""
-        rows = [(layer.name, layer.size, zeros) for layer, zeros in zip(self.layers, self.zeros())]
-        rows.append(("total", self.prunable, sum(zeros for _, _, zeros in rows)))
-        width = max(len(name) for name, _, _ in rows)
-        lines = [f"{'layer':{width}}  {'parameters':>13}  {'pruned':>13}  sparsity"]
-        lines += [f"{name:{width}}  {size:13,}  {zeros:13,}  {zeros / size:8.2%}" for name, size, zeros in rows]
+    def report(self) -> str:
+        """A table, as text: layer, parameters, pruned, sparsity; then the global threshold, and how many pruned weights
+        came back, where there are such."""
+        zeros = self.zeros()
+        lines = [table(self.layers, zeros)]
         if self.threshold is not None:
             lines.append(f"threshold: {self.criterion_name} <= {score_of(self.threshold):.6g}")
+        if back := self.came_back(sum(zeros)):
+            lines.append(f"not zero any more: {back:,} of {self.claimed:,} pruned weights")
         return "\n".join(lines)
 
-    def log(self):
+    def log(self) -> dict[str, float]:
         """{name: number} for wandb and the like: overall sparsity, threshold, and each layer's sparsity."""
-        numbers = {f"pruning/{layer.name}": zeros / layer.size for layer, zeros in zip(self.layers, self.zeros())}
-        numbers["pruning/sparsity"] = self.sparsity
+        zeros = self.zeros()
+        numbers = {f"pruning/{layer.name}": count / layer.size for layer, count in zip(self.layers, zeros)}
+        numbers["pruning/sparsity"] = sum(zeros) / self.prunable
         if self.threshold is not None:
             numbers["pruning/threshold"] = score_of(self.threshold)
         return numbers
 
 
-def lookup(choice, table, what):
+def lookup(choice: Any, table: Mapping[str, Any], what: str) -> tuple[Any, str]:
     """(function, its name) for a name in `table` or a function of the user's own."""
     if callable(choice):
         return choice, getattr(choice, "__name__", repr(choice))
@@ -371,8 +368,3 @@ def lookup(choice, table, what):
             + (f" (did you mean {close[0]}?)" if close else "")
         )
     return table[choice], choice
-
-
-def shares_in_order(counts, quota):
-    """What each of `counts` (int64, 1-d) may take of `quota` when they are served in order."""
-    return torch.minimum((quota - (counts.cumsum(0) - counts)).clamp(min=0), counts)

@@ -1,16 +1,20 @@
 """Drop and regrow, as in RigL (Evci et al. 2020, arXiv:1911.11134): pruned weights come back where their gradient is large."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
+import torch.nn as nn
 
-from pruning.layers import local
+from pruning.choice import lowest, places
 from pruning.pruner import Pruner
+from pruning.ranks import local
 from pruning.scores import Scores
 from pruning.select import EXCLUDED, order_key
 
 
-def seed_of(dtype):
+def seed_of(dtype: torch.dtype) -> float:
     """What a regrown weight starts from, against its gradient: RigL's zero, but for the weight being the mask. As near
     to zero as `dtype` comes: 1e-30, or its smallest normal number where that is larger (float16: 6e-5)."""
     return max(1e-30, torch.finfo(dtype).tiny)
@@ -25,42 +29,37 @@ class Regrow(Pruner):
     gradients of pruned weights are there: before the optimizer's step, with the states as the step before left them.
     """
 
-    def __init__(self, *args, drop_fraction=0.3, **options):
+    def __init__(self, *args: Any, drop_fraction: float = 0.3, **options: Any):
         super().__init__(*args, **options)
         if not 0 <= drop_fraction < 1:
             raise ValueError(f"drop_fraction={drop_fraction}: expected 0 <= drop_fraction < 1")
         if self.pattern:
             raise ValueError("pattern= cannot be combined with regrowth, which moves weights about in a layer")
-        self.drop_fraction = drop_fraction
+        self.drop_fraction, self.updated = drop_fraction, 0
         self.gradients = GradientScores(self.layers, self.ranks, self.scores.optimizer, self.scores.criterion, None)
 
     @torch.no_grad()
-    def mask_gradients(self):
-        """As Pruner.mask_gradients; drops and grows first, when the step under way is due."""
+    def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
+        """As Pruner.mask_gradients; drops and grows first, when the step under way is due and was not updated yet."""
         step = self.steps + 1
-        if self.due(step):
+        if self.due(step) and step != self.updated:
+            self.updated = step
             self.prune_to(self.scheduled(step))
-            self.drop_and_grow(
-                self.drop_fraction * (1 + math.cos(math.pi * (step - self.begin) / max(1, self.end - self.begin))) / 2
-            )
-        super().mask_gradients()
+            ramp = (step - self.begin) / max(1, self.end - self.begin)
+            self.drop_and_grow(self.drop_fraction * (1 + math.cos(math.pi * ramp)) / 2)
+        super().mask_gradients(parameters)
 
-    def step(self):
-        """Count one optimizer step. Returns whether `mask_gradients` made an update in it."""
-        self.steps += 1
-        return self.due(self.steps)
+    def update(self, step: int) -> None:
+        """Nothing: `mask_gradients` did it before the optimizer's step."""
 
-    def drop_and_grow(self, fraction):
+    def drop_and_grow(self, fraction: float) -> None:
         """Give `fraction` of each layer's live weights another place in it."""
-        if not self.pruned:
-            return
         self.scores.prepare()
         for i, (layer, zeros) in enumerate(zip(self.layers, self.zeros())):
             moving = min(round(fraction * (layer.size - zeros)), layer.size)
             if moving and layer.parameter.grad is not None:
-                self.apply([i], self.select([i], zeros + moving), zeros + moving)
-                threshold = self.select([i], moving, self.gradients)
-                for _, rows, live in self.chosen([i], threshold, moving, self.gradients):
+                self.prune([lowest(self.scores, [i], zeros + moving)])
+                for _, rows, live in places(self.gradients, lowest(self.gradients, [i], moving)):
                     weight, gradient = local(layer.parameter)[rows], local(layer.parameter.grad)[rows]
                     seed = torch.tensor(seed_of(weight.dtype), dtype=weight.dtype)
                     weight.add_(torch.copysign(seed, -gradient).mul_(1 - live))
@@ -69,8 +68,8 @@ class Regrow(Pruner):
 class GradientScores(Scores):
     """Pruned weights by the magnitude of their gradient, largest first; live ones are left out."""
 
-    def keys(self, i, rows):
-        parameter = self.layers[i].parameter
+    def keys(self, i: int, rows: slice) -> torch.Tensor:
+        parameter: Any = self.layers[i].parameter
         key = order_key(-local(parameter.grad)[rows].float().abs())
         return torch.where(local(parameter)[rows] == 0, key, EXCLUDED)
 

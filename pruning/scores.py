@@ -3,22 +3,21 @@
 import inspect
 import math
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from pruning.criteria import magnitude
-from pruning.layers import local, nonzero
-from pruning.select import EXCLUDED, PRUNED, order_key, score_of
+from pruning.layers import Layer
+from pruning.ranks import Ranks, full, local
+from pruning.select import EXCLUDED, PRUNED, order_key
+from pruning.stepping import check_optimizer, group_of
+from pruning.zeros import live_of
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
-SAMPLED = 2**22  # from so many weights on, a sample of them saves a pass over all
-NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1", "mean_exp_avg_sq")
-MATRIX_OPTIMIZERS = (
-    "Muon",
-    "Shampoo",
-    "DistributedShampoo",
-    "SOAP",
-)  # with which zero gradients do not keep a weight at zero
+NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1")
+STATE_BEHIND = {"mean_exp_avg_sq": "exp_avg_sq"}  # the state from which an argument is computed, where names differ
 
 
 class NotFiniteError(ValueError):
@@ -28,81 +27,88 @@ class NotFiniteError(ValueError):
 class Scores:
     """The scores of `layers` under `criterion`, on this rank.
 
-    ValueError where the optimizer does not hold a layer, would move a weight that is zero, or spreads its states over
-    ranks.
+    What the optimizer owns (states, groups) is looked up when it is read. ValueError where the optimizer does not hold a
+    layer, would move a weight that is zero, spreads its states over ranks, or keeps none that the criterion needs.
     """
 
-    def __init__(self, layers, ranks, optimizer, criterion, pattern):
-        self.layers, self.ranks, self.optimizer, self.criterion, self.pattern = (
-            layers,
-            ranks,
-            optimizer,
-            criterion,
-            pattern,
-        )
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        ranks: Ranks,
+        optimizer: torch.optim.Optimizer,
+        criterion: Callable[..., torch.Tensor],
+        pattern: tuple[int, int] | None,
+    ):
+        self.layers, self.ranks, self.optimizer = layers, ranks, optimizer
+        self.criterion, self.pattern = criterion, pattern
         self.device = local(layers[0].parameter).device
-        self.needs = tuple(
-            name for name, given in inspect.signature(criterion).parameters.items() if given.default is given.empty
-        )
-        self.states = [
-            "exp_avg_sq" if need == "mean_exp_avg_sq" else need
-            for need in self.needs
-            if need not in NOT_STATES or need == "mean_exp_avg_sq"
-        ]
-        self.group_of = check_optimizer(optimizer, layers)
+        parameters = inspect.signature(criterion).parameters.items()
+        self.needs = [name for name, given in parameters if given.default is given.empty]
+        self.states = [STATE_BEHIND.get(name, name) for name in self.needs if name not in NOT_STATES]
+        check_optimizer(optimizer, layers, self.states)
+        self.check_not_factored()
         self.initial = [layer.parameter.detach().clone() for layer in layers] if "initial_weight" in self.needs else []
-        self.fallback, self.means = False, []
+        self.fallback = False
+        self.means: torch.Tensor | None = None
 
     # ---- before an update ----
 
-    def prepare(self):
+    def prepare(self) -> None:
         """Look at weights and states once before an update reads them. ValueError where one is not usable, not finite ones included."""
         self.check_finite()
-        missing = [
-            state for state in self.states if not any(state in self.state_of(i) for i in range(len(self.layers)))
-        ]
-        if missing:
-            self.check_not_factored(missing[0])
+        self.check_not_factored()
+        missing = self.missing_states()
         if missing and not self.fallback:
-            warnings.warn(f"the optimizer keeps no {missing[0]}: scores are abs(weight) while that is so", stacklevel=4)
+            warnings.warn(f"the optimizer keeps no {missing[0]}: scores are abs(weight) while that is so", stacklevel=5)
         self.fallback = bool(missing)
         if "mean_exp_avg_sq" in self.needs and not missing:
             self.means = self.mean_states()
 
-    def check_finite(self):
-        """NotFiniteError, on every rank, that names the layer and tensor in which a value is NaN or infinite."""
-        tensors = [(i, tensor) for i in range(len(self.layers)) for tensor in self.tensors_of(i)]
-        if not self.ranks.sharded:  # replicas are the same: each rank looks at its turn of them
-            tensors = tensors[self.ranks.rank :: self.ranks.size]
-        sums = [tensor.sum(dtype=torch.float32) for _, tensor in tensors]
-        finite = torch.stack(sums).isfinite().tolist() if sums else []
-        suspects = [place for place, fine in enumerate(finite) if not fine]
-        bad = [i for i, tensor in (tensors[place] for place in suspects) if not tensor.isfinite().all()]
-        anywhere = torch.zeros(len(self.layers), dtype=torch.int64, device=self.device)
-        anywhere[bad] = 1
-        if self.ranks.all_reduce(anywhere).any():
-            names = ", ".join(self.layers[i].name for i in anywhere.nonzero().flatten().tolist())
-            raise NotFiniteError(f"{names}: a weight or its optimizer state is NaN or infinite; nothing was pruned")
+    def missing_states(self) -> list[str]:
+        """The states that the criterion needs and the optimizer keeps of no layer."""
+        states = (self.state_of(i).items() for i in range(len(self.layers)))
+        held = {name for items in states for name, value in items if torch.is_tensor(value)}
+        return [state for state in self.states if state not in held]
 
-    def check_not_factored(self, missing):
-        for i, layer in enumerate(self.layers):
+    def check_finite(self) -> None:
+        """NotFiniteError, on every rank, that names the layer and tensor in which a value is NaN or infinite.
+
+        By sums, which one read of the device's memory and one wait for it give; only where a sum is not finite, as that
+        of huge values is too, each value is looked at."""
+        bad = self.layers_where(lambda tensor: ~tensor.sum(dtype=torch.float32).isfinite())
+        bad = bad and self.layers_where(lambda tensor: ~tensor.isfinite().all())
+        if bad:
+            raise NotFiniteError(
+                f"{', '.join(bad)}: a weight or its optimizer state is NaN or infinite; nothing was pruned"
+            )
+
+    def layers_where(self, holds: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
+        """The names of the layers of which `holds` of a tensor, on any rank; one wait for the device."""
+        tensors = [(layer.name, tensor) for i, layer in enumerate(self.layers) for tensor in self.tensors_of(i)]
+        turn = slice(None) if self.ranks.sharded else slice(self.ranks.rank, None, self.ranks.size)
+        counts = torch.zeros(len(tensors), dtype=torch.int64, device=self.device)
+        if mine := [holds(tensor) for _, tensor in tensors[turn]]:  # replicas are the same: each rank looks at some
+            counts[turn] = torch.stack(mine).long()
+        found = self.ranks.all_reduce(counts).tolist()
+        return list(dict.fromkeys(name for (name, _), count in zip(tensors, found) if count))
+
+    def check_not_factored(self) -> None:
+        """ValueError where the optimizer keeps other states than one value a weight instead of what the criterion needs."""
+        missing = self.missing_states()
+        for i, layer in enumerate(self.layers if missing else []):
             for name, state in self.state_of(i).items():
                 if torch.is_tensor(state) and state.dim() and state.shape != layer.parameter.shape:
                     raise ValueError(
-                        f"{layer.name}: the criterion needs {missing}, but the optimizer keeps {name} of shape {tuple(state.shape)} "
+                        f"{layer.name}: the criterion needs {missing[0]}, but the optimizer keeps {name} of shape {tuple(state.shape)} "
                         f"for a weight of {layer.shape}; use a criterion of the weights alone, or an optimizer like AdamW"
                     )
 
-    def mean_states(self):
+    def mean_states(self) -> torch.Tensor:
         """Of each layer, the mean of exp_avg_sq over the full tensor; the smallest float instead of zero."""
-        sums = torch.stack(
-            [
-                local(self.state_of(i)["exp_avg_sq"]).sum(dtype=torch.float64)
-                if "exp_avg_sq" in self.state_of(i)
-                else torch.zeros((), dtype=torch.float64, device=self.device)
-                for i in range(len(self.layers))
-            ]
-        )
+        sums = torch.zeros(len(self.layers), dtype=torch.float64, device=self.device)
+        for i in range(len(self.layers)):
+            if "exp_avg_sq" in self.state_of(i):
+                sums[i] = local(self.state_of(i)["exp_avg_sq"]).sum(dtype=torch.float64)
         if self.ranks.sharded:
             self.ranks.all_reduce(sums)
         sizes = torch.tensor([layer.size for layer in self.layers], device=self.device)
@@ -110,7 +116,7 @@ class Scores:
 
     # ---- the stream ----
 
-    def counted(self, which):
+    def counted(self, which: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
         """(place in `which`, keys) of each chunk that this rank counts: its shards, or its turn of the replicated chunks."""
         turn = 0
         for place, i in enumerate(which):
@@ -119,15 +125,7 @@ class Scores:
                     yield place, self.keys(i, rows)
                 turn += 1
 
-    def sample(self, which):
-        """(keys of every 64th row of the layers `which`, for `search`; how many weights they have). None where it does not pay."""
-        size = sum(self.layers[i].size for i in which)
-        if self.device.type != "cpu" or self.pattern or size < SAMPLED:
-            return None
-        mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
-        return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], 64)) for i in mine), size
-
-    def chunks(self, i):
+    def chunks(self, i: int) -> list[slice]:
         """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these rows."""
         layer = self.layers[i]
         rows = local(layer.parameter).shape[0]
@@ -136,21 +134,15 @@ class Scores:
             size = math.ceil(size / self.pattern[1]) * self.pattern[1]
         return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
-    def keys(self, i, rows):
+    def keys(self, i: int, rows: slice) -> torch.Tensor:
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
-        # the largest int32 for a live weight, PRUNED for a zero
-        highest = nonzero(self.argument("weight", i, rows)).neg_().bitwise_xor_(PRUNED)
+        highest = (
+            -live_of(self.argument("weight", i, rows)) ^ PRUNED
+        )  # the largest int32 for a live weight, PRUNED for a zero
         key = torch.minimum(order_key(self.score(i, rows)), highest)
-        return self.within_pattern(key, self.layers[i].input_dim) if self.pattern else key
+        return self.within_pattern(key, self.layers[i].input_dim, self.pattern) if self.pattern else key
 
-    def above(self, i, rows, key):
-        """int32, 1 where the key of a weight is above `key`, else 0; either at pruned weights, which stay zero anyhow."""
-        if self.pattern or key in (PRUNED, EXCLUDED):
-            keys = self.keys(i, rows)
-            return torch.gt(keys, key, out=keys)
-        return torch.gt(score := self.score(i, rows), score_of(key), out=torch.empty_like(score, dtype=torch.int32))
-
-    def score(self, i, rows):
+    def score(self, i: int, rows: slice) -> torch.Tensor:
         """float32 scores of these rows of layer i."""
         if self.fallback:
             return magnitude(self.argument("weight", i, rows))
@@ -163,7 +155,7 @@ class Scores:
             )
         return score.float()
 
-    def argument(self, name, i, rows):
+    def argument(self, name: str, i: int, rows: slice) -> Any:
         """What the criterion's argument `name` stands for (see criteria.py), on these rows of layer i."""
         layer, state = self.layers[i], self.state_of(i)
         if name == "weight":
@@ -173,30 +165,30 @@ class Scores:
         if name == "position":
             first = layer.first + (layer.row + rows.start) * layer.row_size
             shape = (rows.stop - rows.start, *layer.shape[1:])
-            return torch.arange(first, first + math.prod(shape), device=self.device).view(shape)[:: rows.step]
+            return torch.arange(first, first + math.prod(shape), device=self.device).view(shape)
         if name == "beta1":
-            return self.group_of[i]["betas"][0]
+            return group_of(self.optimizer, layer)["betas"][0]  # type: ignore[index]
         if name == "mean_exp_avg_sq":
-            return self.means[i]
+            return self.means[i]  # type: ignore[index]
         if name == "step":
             return state.get("step", 0)
-        if name not in state:  # a weight that has had no gradient yet
+        if not torch.is_tensor(state.get(name)):  # a weight that has had no gradient yet
             return torch.zeros_like(self.argument("weight", i, rows))
         return local(state[name])[rows].float()
 
-    def within_pattern(self, key, dim):
+    def within_pattern(self, key: torch.Tensor, dim: int, pattern: tuple[int, int]) -> torch.Tensor:
         """`key`, with all but the n lowest of every m along `dim` excluded."""
-        n, m = self.pattern
+        n, m = pattern
         groups = key.unflatten(dim, (-1, m))
         rank = groups.argsort(dim=dim + 1, stable=True).argsort(dim=dim + 1)
         return torch.where(rank < n, groups, EXCLUDED).view_as(key)
 
     # ---- what the optimizer keeps ----
 
-    def state_of(self, i):
+    def state_of(self, i: int) -> Mapping[str, Any]:
         return self.optimizer.state.get(self.layers[i].parameter, {})
 
-    def tensors_of(self, i):
+    def tensors_of(self, i: int) -> list[torch.Tensor]:
         """Layer i's weights, and those of its optimizer states that have their shape, as this rank holds them."""
         parameter = self.layers[i].parameter
         states = [s for s in self.state_of(i).values() if torch.is_tensor(s) and s.dim() and s.shape == parameter.shape]
@@ -206,7 +198,7 @@ class Scores:
             )
         return [local(tensor) for tensor in (parameter, *states)]
 
-    def layer_with_nan(self, which):
+    def layer_with_nan(self, which: Iterable[int]) -> str:
         """The name of a layer of `which` in which this rank's scores hold a NaN."""
         for i in which:
             if any(self.score(i, rows).isnan().any() for rows in self.chunks(i)):
@@ -215,35 +207,13 @@ class Scores:
 
     # ---- buffers ----
 
-    def load_buffers(self, tensors):
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """name -> full tensor that the criterion needs kept: the initial weights, or nothing. A collective where sharded."""
+        return {f"{layer.name}.initial_weight": full(initial) for layer, initial in zip(self.layers, self.initial)}
+
+    def load_buffers(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for layer, initial in zip(self.layers, self.initial):
             name, mine = f"{layer.name}.initial_weight", local(initial)
             if name not in tensors:
                 raise ValueError(f"the saved state lacks {name}, which the criterion {self.criterion.__name__} needs")
             mine.copy_(tensors[name][layer.row : layer.row + mine.shape[0]])
-
-
-def check_optimizer(optimizer, layers):
-    """The param group of each layer. ValueError where zero weights would not stay zero, or states lie on other ranks."""
-    if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-        raise ValueError(
-            "ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: use FSDP2 "
-            "(fully_shard) to shard states and weights alike, or a plain optimizer under DDP"
-        )
-    if type(optimizer).__name__ in MATRIX_OPTIMIZERS:
-        raise ValueError(
-            f"{type(optimizer).__name__} moves each weight by the gradients of its whole matrix, so pruned weights would not stay zero: "
-            "use an optimizer that works element by element, such as AdamW, for the prunable weights"
-        )
-    group_of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    for layer in layers:
-        if id(layer.parameter) not in group_of:
-            raise ValueError(
-                f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped or sharded, and the "
-                "optimizer from that model; or leave the layer out with prunable="
-            )
-        if group_of[id(layer.parameter)].get("eps") == 0:
-            raise ValueError(
-                f"{layer.name}: with eps=0 the optimizer divides 0 by 0 at pruned weights: expected eps > 0"
-            )
-    return [group_of[id(layer.parameter)] for layer in layers]

@@ -1,10 +1,15 @@
 """Straight-through pruning: the forward pass sees masked weights, the optimizer keeps training the dense ones
 (Bengio et al. 2013, arXiv:1308.3432; for sparsity Zhou et al. 2021, arXiv:2102.04010)."""
 
-import torch
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from pruning.layers import keep, local, nonzero
+import torch
+import torch.nn as nn
+
 from pruning.pruner import Pruner
+from pruning.ranks import full, local
+from pruning.zeros import live_of, zero_dead
 
 
 class StraightThrough(Pruner):
@@ -16,49 +21,58 @@ class StraightThrough(Pruner):
     Optimizer states are not touched; updates rank the dense weights anew, so pruned sets are not nested.
     """
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.dense = [layer.parameter.detach().clone() for layer in self.layers]
         self.live = [torch.ones_like(local(dense), dtype=torch.bool) for dense in self.dense]
+        self.mask_as_shown()
+
+    def mask_as_shown(self) -> None:
+        """Take the zeros of the masked layers for their mask."""
+        for layer, live in zip(self.layers, self.live):
+            if layer in self.masked:
+                live.copy_(live_of(local(layer.parameter)))
 
     @torch.no_grad()
-    def mask_gradients(self):
+    def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Put the dense weights back for the optimizer; the gradients stay as they are."""
-        if self.pruned:
-            for layer, dense in zip(self.layers, self.dense):
+        for layer, dense in zip(self.layers, self.dense):
+            if layer in self.masked:
                 local(layer.parameter).copy_(local(dense))
 
     @torch.no_grad()
-    def step(self):
-        """Count one optimizer step, choose the mask anew when an update is due, and show the model its masked weights."""
+    def step(self) -> bool:
+        """Choose the mask anew, among the dense weights, when an update is due, and show the model its masked weights."""
         for layer, dense in zip(self.layers, self.dense):
             local(dense).copy_(local(layer.parameter))
-        before, self.pruned = self.pruned, 0 if self.due(self.steps + 1) else self.pruned
-        try:
-            due = super().step()
-        finally:
-            self.pruned = self.pruned or before
+        due = super().step()
+        if due:
+            self.mask_as_shown()
         for layer, live in zip(self.layers, self.live):
-            if due:
-                live.copy_(nonzero(local(layer.parameter)))
-            elif self.pruned:
-                keep(local(layer.parameter), live)
+            if layer in self.masked:
+                zero_dead(local(layer.parameter), live)
         return due
 
-    def zero(self, i, rows, live):
-        keep(local(self.layers[i].parameter)[rows], live)
+    def zero(self, i: int, rows: slice, live: torch.Tensor) -> None:
+        zero_dead(local(self.layers[i].parameter)[rows], live)
 
-    def buffer_bytes(self):
+    def came_back(self, zeros: int | None = None) -> int:
+        """None: pruned weights may come back."""
+        return 0
+
+    def buffer_bytes(self) -> int:
         return super().buffer_bytes() + sum(local(d).nbytes + live.nbytes for d, live in zip(self.dense, self.live))
 
-    def buffers(self):
-        return super().buffers() | {f"{layer.name}.dense": dense for layer, dense in zip(self.layers, self.dense)}
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        state["buffers"] |= {f"{layer.name}.dense": full(dense) for layer, dense in zip(self.layers, self.dense)}
+        return state
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        for layer, dense, live in zip(self.layers, self.dense, self.live):
+        for layer, dense in zip(self.layers, self.dense):
             name, mine = f"{layer.name}.dense", local(dense)
             if name not in state["buffers"]:
                 raise ValueError(f"the saved state lacks {name}: it is not of StraightThrough")
             mine.copy_(state["buffers"][name][layer.row : layer.row + mine.shape[0]])
-            live.copy_(nonzero(local(layer.parameter)))
+        self.mask_as_shown()

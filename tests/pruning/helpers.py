@@ -4,6 +4,9 @@ import numpy as np
 import torch
 import torch.nn as nn
 
+from pruning.layers import find_layers
+from pruning.ranks import full
+
 
 def linears(*shapes, dtype=torch.float32):
     """A model of Linear layers of the given [out, in] shapes, without biases."""
@@ -46,8 +49,10 @@ def lowest(scores, pruned, k, caps=None):
 
 def zeros_of(model):
     """Booleans of all the model's prunable weights, in order: which are zero."""
-    from pruning.layers import find_layers, full, is_prunable
+    return np.concatenate([(full(layer.parameter.detach()) == 0).flatten().numpy() for layer in find_layers(model)])
 
-    return np.concatenate(
-        [(full(layer.parameter.detach()) == 0).flatten().numpy() for layer in find_layers(model, is_prunable)]
-    )
+
+def step(pruner):
+    """A step of the pruner's optimizer, whatever gradients there are, and then the pruner's."""
+    pruner.scores.optimizer.step()
+    return pruner.step()

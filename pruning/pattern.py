@@ -1,0 +1,38 @@
+"""N:M patterns: of every m weights along the input dimension, at most n are pruned."""
+
+from collections.abc import Sequence
+
+from pruning.layers import Layer
+from pruning.ranks import Ranks
+
+
+def parse_pattern(text: str) -> tuple[int, int]:
+    """(n, m) of "n:m". ValueError for anything else."""
+    n, colon, m = text.partition(":")
+    if not (colon and n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+        raise ValueError(f"pattern={text!r}: expected n:m with 0 < n < m, as in 2:4")
+    return int(n), int(m)
+
+
+def check_pattern(
+    pattern: tuple[int, int], layers: Sequence[Layer], ranks: Ranks, target: float, allocation: str
+) -> None:
+    """ValueError where the pattern does not fit the target, the allocation or a layer's dimensions."""
+    n, m = pattern
+    if target > n / m:
+        raise ValueError(f"pattern='{n}:{m}' allows a sparsity of at most {n / m:g}, below target_sparsity={target}")
+    if allocation not in ("global", "uniform"):
+        raise ValueError(
+            f"pattern='{n}:{m}' fixes the layers' sparsity: allocation={allocation} cannot be combined with it"
+        )
+    if unfit := [layer for layer in layers if layer.shape[layer.input_dim] % m]:
+        named = ", ".join(repr(layer.name) for layer in unfit)
+        raise ValueError(
+            f"{unfit[0].name}: its {unfit[0].shape[unfit[0].input_dim]} inputs are not divisible by {m}, as pattern='{n}:{m}' needs; "
+            f"leave such weights out, as with prunable=lambda name, p: p.dim() >= 2 and name not in [{named}]"
+        )
+    for layer in layers:
+        if layer.input_dim == 0 and ranks.sharded and -(-layer.shape[0] // ranks.size) % m:
+            raise ValueError(
+                f"{layer.name}: pattern='{n}:{m}' runs along the dimension that is sharded, in pieces not divisible by {m}"
+            )

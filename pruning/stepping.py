@@ -1,0 +1,87 @@
+"""The optimizer that a Pruner follows: taken out of its wrapper, looked at for what cannot be, its steps counted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pruning.layers import Layer
+
+# Optimizers by the names of their classes and base classes
+MATRIX = {"Muon", "Shampoo", "DistributedShampoo", "SOAP"}  # move a weight without gradient and states
+FACTORED = {"Adafactor"}  # keep sums of rows and columns instead of a state for each weight
+QUANTISED = ("8bit", "4bit", "Fp8")  # parts of their names: bitsandbytes' and torchao's
+
+
+def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    """The torch optimizer inside accelerate's wrapper and its like. ValueError where there is none."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    if not hasattr(optimizer, "register_step_post_hook"):
+        raise ValueError(f"{type(optimizer).__name__} is no torch.optim.Optimizer, whose steps could be followed")
+    return optimizer
+
+
+class StepCounter:
+    """Counts the steps that an optimizer takes: not those that gradient accumulation or a GradScaler leaves out.
+
+    An optimizer whose step calls that of its base class runs its hooks for both: the outer one counts.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.taken, self.depth = 0, 0
+        optimizer.register_step_pre_hook(self.before)
+        optimizer.register_step_post_hook(self.after)
+
+    def before(self, optimizer: Any, *arguments: Any) -> None:
+        self.depth += 1
+
+    def after(self, optimizer: Any, *arguments: Any) -> None:
+        self.depth -= 1
+        overflow = getattr(optimizer, "found_inf", None)  # a GradScaler leaves it to fused optimizers to skip the step
+        self.taken += self.depth == 0 and (overflow is None or not overflow.item())
+
+    def between_steps(self) -> None:
+        """No step is under way, whatever a step that ended in an error left here."""
+        self.depth = 0
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], states: Sequence[str]) -> None:
+    """ValueError where zero weights would not stay zero, where states lie on other ranks, and where the optimizer will
+    never keep one of `states` for each weight."""
+    name, kinds = type(optimizer).__name__, {kind.__name__ for kind in type(optimizer).__mro__}
+    if "ZeroRedundancyOptimizer" in kinds:
+        raise ValueError(
+            "ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: use FSDP2 "
+            "(fully_shard) to shard states and weights alike, or a plain optimizer under DDP"
+        )
+    if kinds & MATRIX:
+        raise ValueError(
+            f"{name} moves each weight by the gradients of its whole matrix, so pruned weights would not stay zero: "
+            "use an optimizer that works element by element, such as AdamW, for the prunable weights"
+        )
+    if states and kinds & FACTORED:
+        raise ValueError(
+            f"the criterion needs {states[0]} of each weight, but {name} keeps sums of rows and columns: "
+            "use a criterion of the weights alone, such as magnitude, or an optimizer like AdamW"
+        )
+    if any(part in kind for part in QUANTISED for kind in kinds):
+        raise ValueError(
+            f"{name} keeps quantised states, which cannot be set to zero by element: use one that does not"
+        )
+    for layer in layers:
+        group = group_of(optimizer, layer)
+        if group is None:
+            raise ValueError(
+                f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped or sharded, and the "
+                "optimizer from that model; or leave the layer out with prunable="
+            )
+        if group.get("eps") == 0:
+            raise ValueError(
+                f"{layer.name}: with eps=0 the optimizer divides 0 by 0 at pruned weights: expected eps > 0"
+            )
+
+
+def group_of(optimizer: torch.optim.Optimizer, layer: Layer) -> dict[str, Any] | None:
+    """The param group that holds the layer now, or None; `optimizer.load_state_dict` makes new ones."""
+    return next((g for g in optimizer.param_groups if any(p is layer.parameter for p in g["params"])), None)
