@@ -30,7 +30,7 @@ from gpt2.files import write_json
 from gpt2.metrics import read_metrics
 from gpt2.placement import place
 from gpt2.progress import progress
-from pruning.layers import find_layers, is_prunable
+from pruning.layers import find_layers
 from study import data
 from study.arms import ARMS
 from study.plan import RESULTS, load_plan, problems
@@ -136,7 +136,7 @@ def facts_after(config):
     model = initial_model(train_gpt2.open_data(config, None)[0])
     path, manifest = checkpoint.at(config.out_dir)
     checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
-    layers = find_layers(model, is_prunable)
+    layers = find_layers(model)
     zeros = {layer.name: int((layer.parameter == 0).sum()) for layer in layers}
     pruned, prunable = sum(zeros.values()), sum(layer.size for layer in layers)
     return {
