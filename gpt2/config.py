@@ -101,6 +101,7 @@ class Config:
     prune_begin: int = option(-1, "step of the first update; -1: a quarter of max_iters", at_least=-1)
     prune_end: int = option(-1, "step that reaches target_sparsity; -1: three quarters of max_iters", at_least=-1)
     prune_interval: int = option(20, "steps from one update to the next", at_least=1)
+    keep_zeros: bool = option(True, "what starts from a checkpoint with zeros keeps them, also without a criterion")
     # evaluation, log, checkpoints
     eval_interval: int = option(250, "steps between evaluations on the validation shards", at_least=1)
     eval_iters: int = option(20, "micro-batches of an evaluation, the same ones each time", at_least=1)
@@ -178,6 +179,7 @@ MAY_CHANGE = {
     "check_interval",
     "init_from",
 }
+PRUNING = ("target_sparsity", "schedule", "allocation", "prune_begin", "prune_end", "prune_interval")
 ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
 
 USAGE = "usage: train_gpt2.py [FILE.py ...] [--key=value ...]      (under python or torchrun)"
@@ -194,13 +196,16 @@ def load_config(arguments, names, sizes_of=lambda config: {}):
     files = [argument for argument in arguments if not argument.startswith("--")]
     for path in files:
         values.update(checked(run_file(path, problems), f"{path}: ", problems))
+    typed = {}
     for argument in arguments:
         if argument.startswith("--"):
             key, equals, text = argument[2:].partition("=")
             if not equals:
                 problems.append(f"{argument}: options are given as --{key}=value")
                 continue
-            values.update(checked({key: parse(key, text)}, "", problems))
+            typed.update(checked({key: parse(key, text)}, "", problems))
+    problems += idle_pruning(values, typed)
+    values |= typed
     config = dataclasses.replace(Config(), **values)
     if not problems:
         config = with_sizes(config, values, sizes_of, problems)
@@ -329,6 +334,20 @@ def with_defaults_resolved(config):
         prune_begin=begin,
         prune_end=resolve(config.prune_end, max(begin, config.max_iters * 3 // 4)),
     )
+
+
+def idle_pruning(from_files, typed):
+    """A line where options of pruning are given and no criterion is, so that the run would be dense without a word.
+
+    A recipe that prunes, with --criterion=none typed, is its dense run, and meant so."""
+    given = from_files | typed
+    if given.get("criterion", "none") != "none":
+        return []
+    meant_dense = "criterion" in typed and from_files.get("criterion", "none") != "none"
+    asked = typed if meant_dense else given
+    idle = [name for name in PRUNING if name in asked and asked[name] != FIELDS[name].default]
+    listed = ", ".join(f"{name}={given[name]}" for name in idle)
+    return [f"{listed}: without a criterion nothing is pruned: add one, as --criterion=bitter7"] if idle else []
 
 
 def impossible(config, names):

@@ -112,10 +112,11 @@ class Pruner:
         self.masked: list[Layer] = []  # layers whose zeros are kept: all of them from the first update on
         self.claimed = 0  # zeros that are there unless pruned weights came back
         self.threshold: int | None = None
+        self.keep_zeros = keep_zeros
         if keep_zeros:
-            self.keep_zeros()
+            self.keep_what_is_zero()
 
-    def keep_zeros(self) -> None:
+    def keep_what_is_zero(self) -> None:
         """Keep the zeros of every layer that is partly zero. ValueError where they are more than the target."""
         zeros = self.zeros()
         partly = [(layer, count) for layer, count in zip(self.layers, zeros) if 0 < count < layer.size]
@@ -296,14 +297,14 @@ class Pruner:
         return dict(criterion=self.criterion_name, pattern=pattern)
 
     def continue_from(self, step: int) -> None:
-        """Go on after `step` optimizer steps where no state was saved, from the zeros that the model has."""
+        """Go on after `step` optimizer steps where no state was saved, from the zeros that the model has now."""
         if self.scores.initial:
             raise ValueError(
                 f"the criterion {self.criterion_name} keeps the initial weights, which only state_dict() saves"
             )
         self.counter.taken = self.seen = step
-        if self.target_sparsity and step >= self.begin:
-            self.masked, self.claimed = self.layers, self.pruned
+        if self.keep_zeros:
+            self.keep_what_is_zero()
 
     # ---- reports ----
 

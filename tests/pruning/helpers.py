@@ -52,7 +52,7 @@ def zeros_of(model):
     return np.concatenate([(full(layer.parameter.detach()) == 0).flatten().numpy() for layer in find_layers(model)])
 
 
-def step(pruner):
+def one_step(pruner):
     """A step of the pruner's optimizer, whatever gradients there are, and then the pruner's."""
     pruner.scores.optimizer.step()
     return pruner.step()

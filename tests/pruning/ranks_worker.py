@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pruning import NotFiniteError, Pruner, Regrow, StraightThrough
 from pruning.ranks import full, local
-from tests.pruning.helpers import by_exp_avg, step, zeros_of
+from tests.pruning.helpers import by_exp_avg, one_step, zeros_of
 
 SHAPES = [(13, 9), (3, 40), (1, 6), (64, 8)]  # rows that neither 2, 3 nor 4 ranks divide, and fewer rows than ranks
 
@@ -160,7 +160,7 @@ def loading(kind, folder, other):
     pruner.load_state_dict(torch.load(other / f"{kind}-0.state"))
     pruned = pruner.pruned
     for _ in range(5):
-        step(pruner)
+        one_step(pruner)
     return {"pruned": np.array(pruned), "zeros": zeros_of(model)}
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gpt2.model import GPT, GPTConfig
 from pruning import NotFiniteError, Pruner
 from pruning.layers import find_layers
-from tests.pruning.helpers import adam_with, by_exp_avg, linears, step, zeros_of
+from tests.pruning.helpers import adam_with, by_exp_avg, linears, one_step, zeros_of
 
 
 def mlp():
@@ -113,7 +113,7 @@ def test_200_updates_are_nested_and_exact(criterion):
 def test_updates_come_when_they_are_due():
     model = linears((10, 10))
     pruner = Pruner(model, adam_with(model), "magnitude", 0.5, "linear", begin=10, end=33, interval=10)
-    due = [number for number in range(1, 50) if step(pruner)]
+    due = [number for number in range(1, 50) if one_step(pruner)]
     assert due == [10, 20, 30, 33] and pruner.pruned == 50
 
 
@@ -141,7 +141,7 @@ def test_weights_that_are_zero_are_the_first_to_go():
 def test_gradients_of_pruned_weights_are_zero_whatever_they_were():
     model = linears((2, 4))
     pruner = Pruner(model, adam_with(model), begin=1, end=1)
-    step(pruner)
+    one_step(pruner)
     model[0].weight.grad = torch.tensor([[1.0, float("inf"), float("nan"), -2.0]] * 2)
     pruner.mask_gradients()
     pruned = model[0].weight == 0
@@ -160,7 +160,7 @@ def test_what_is_not_finite_is_named_and_nothing_pruned(tensor, value):
     bad[1, 2] = value
     pruner = Pruner(model, optimizer, "bitter7")
     with pytest.raises(NotFiniteError, match=r"1\.weight"):
-        step(pruner)
+        one_step(pruner)
     assert not zeros_of(model).any() and pruner.pruned == 0
 
 
@@ -170,7 +170,7 @@ def test_a_criterion_that_gives_nan_is_named_and_nothing_pruned():
 
     model = linears((3, 3))
     with pytest.raises(NotFiniteError, match="0.weight.*nan"):
-        step(Pruner(model, adam_with(model), nan))
+        one_step(Pruner(model, adam_with(model), nan))
     assert not zeros_of(model).any()
 
 
@@ -283,7 +283,7 @@ def test_state_of_another_criterion_or_target_or_model_is_refused():
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters())
     pruner = Pruner(model, optimizer, "magnitude", 0.5)
-    step(pruner)
+    one_step(pruner)
     state = pruner.state_dict()
     for changes, words in (
         (dict(criterion="bitter7"), "criterion=magnitude"),
@@ -303,7 +303,7 @@ def test_sgd_falls_back_to_magnitude_with_one_warning():
     pruner = Pruner(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "bitter7", begin=1, end=10)
     with pytest.warns(UserWarning, match="exp_avg_sq") as warned:
         for _ in range(10):
-            step(pruner)
+            one_step(pruner)
     assert len(warned) == 1
     Pruner(twin, torch.optim.SGD(twin.parameters(), lr=0.1), "magnitude").prune_to(0.5)
     assert (zeros_of(model) == zeros_of(twin)).all()
@@ -315,7 +315,7 @@ def test_factored_states_are_a_clear_error_for_criteria_that_need_v():
     train(model, optimizer, None, (0, 2))
     with pytest.raises(ValueError, match="Adafactor keeps sums of rows and columns: .* AdamW"):
         Pruner(model, optimizer, "bitter7")
-    step(Pruner(model, optimizer, "magnitude"))
+    one_step(Pruner(model, optimizer, "magnitude"))
     assert zeros_of(model).mean() == pytest.approx(0.5, abs=1e-3)
 
 
@@ -361,7 +361,7 @@ def test_functions_of_the_users_that_give_something_else_are_named(changes, word
     )
     with pytest.raises(ValueError, match=words):
         for _ in range(3):
-            step(pruner)
+            one_step(pruner)
     assert zeros_of(model).sum() == pruner.pruned  # nothing was pruned by that update
 
 
@@ -419,7 +419,7 @@ def test_n_of_m_patterns(criterion):
     before, zero = [p.detach().clone() for p in model.parameters()], zeros_of(model)
     optimizer.zero_grad()
     for number in range(1, 6):
-        step(pruner)
+        one_step(pruner)
         assert zeros_of(model)[zero].all() and zeros_of(model).sum() == pruner.pruned == round(
             0.5 * number / 5 * pruner.prunable
         )
@@ -435,7 +435,7 @@ def test_n_of_m_patterns(criterion):
 def test_report_and_log_say_what_was_pruned():
     model = linears((10, 10), (10, 30))
     pruner = Pruner(model, adam_with(model, exp_avg=[torch.randn(10, 10), torch.randn(10, 30)]), by_exp_avg)
-    step(pruner)
+    one_step(pruner)
     counts = [(m.weight == 0).sum().item() for m in model]
     lines = pruner.report().splitlines()
     assert [int(line.split()[2]) for line in lines[1:4]] == [*counts, 200]
