@@ -46,6 +46,8 @@ class PruningCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **others):
         self.remove_hooks()
+        if state.log_history:  # its last line was written before the best model was put back
+            state.log_history[-1]["sparsity"] = self.pruner.sparsity
         if back := self.pruner.came_back():
             warnings.warn(
                 f"the model is {self.pruner.sparsity:.2%} sparse: {back:,} of the {self.pruner.claimed:,} weights that were pruned are "

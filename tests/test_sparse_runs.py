@@ -153,6 +153,7 @@ def test_options_of_pruning_without_a_criterion_are_refused(files, typed, refuse
     (tmp_path / "recipe.py").write_text(files)
     arguments = [str(tmp_path / "recipe.py"), "--max_iters=100", *typed]
     if refused is None:
-        return load_config(arguments, {})
-    with pytest.raises(UserError, match=f"^{re.escape(refused)}: without a criterion nothing is pruned"):
         load_config(arguments, {})
+    else:
+        with pytest.raises(UserError, match=f"^{re.escape(refused)}: without a criterion nothing is pruned"):
+            load_config(arguments, {})
