@@ -29,12 +29,13 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.pace import Pace
 from gpt2.placement import averaging, place, whole
+from gpt2.pruner import continue_pruner, description, make_pruner, sparsities
 from gpt2.restarts import count_restart
 from gpt2.shards import find_shards, read_meta
 from gpt2.state import restore, save
 from gpt2.stops import Stopped, Stops
 from gpt2.writer import Writer
-from pruning import NotFiniteError, Pruner
+from pruning import NotFiniteError
 from pruning.allocation import ALLOCATIONS
 from pruning.criteria import CRITERIA
 from pruning.optim import OPTIMIZERS
@@ -62,24 +63,6 @@ def make_model(config):
     names = [field.name for field in fields(GPTConfig)]
     with torch.device("meta"):
         return GPT(GPTConfig(**{name: getattr(config, name) for name in names}))
-
-
-def make_pruner(model, optimizer, config):
-    """The Pruner that the config asks for, or None."""
-    if config.criterion == "none":
-        return None
-    return Pruner(
-        model,
-        optimizer,
-        config.criterion,
-        config.target_sparsity,
-        config.schedule,
-        config.prune_begin,
-        config.prune_end,
-        config.prune_interval,
-        allocation=config.allocation,
-        pattern=config.pattern or None,
-    )
 
 
 def dropout_seed(config, step, number):
@@ -120,11 +103,12 @@ def run(config, change, stops, writer):
     optimizer = make_optimizer(model, config)
     spam = make_spam(optimizer, config)
     guard = Guard(optimizer, config.skip_outliers, config.max_bad_steps, world.device)
-    pruner = make_pruner(model, optimizer, config)
-    pruner = change(model, optimizer, pruner) if change else pruner
-    pieces = model, optimizer, spam, guard, pruner
+    pieces = model, optimizer, spam, guard
     load = lambda: initial.load_into(model, config, data["tokenizer"])
     start = restore(*found, *pieces) if found else parallel.agree(world, load)
+    pruner = make_pruner(model, optimizer, config)
+    pruner = change(model, optimizer, pruner) if change else pruner
+    pruner = continue_pruner(pruner, model, optimizer, config, *found) if found else pruner
     parallel.on_main(world, count_restart, config.out_dir, start)
 
     log = Log(config, world, start)
@@ -134,6 +118,7 @@ def run(config, change, stops, writer):
         f"{len(training):,} windows an epoch, {world.size} x {world.device.type} in {str(dtype)[6:]}"
         + (", compiled" if compiling else "")
         + (f", continued from {found[0]}" if found else "")
+        + description(pruner)
     )
 
     # Each step: gradients of the micro-batches, mask, clip, optimizer, prune.
@@ -176,7 +161,7 @@ def run(config, change, stops, writer):
         optimizer.zero_grad(set_to_none=True)
         if pruner:
             with pace.pruning:
-                pruner.step()
+                pruner.step(step)
         done = step
         if config.check_interval and step % config.check_interval == 0:
             batch = step, number, inputs, targets
@@ -204,13 +189,13 @@ def run(config, change, stops, writer):
                 learning_rate=learning_rate(step, config),
                 grad_norm=grad_norm,
                 skipped_steps=skipped or None,
-                sparsity=pruner.sparsity if pruner else None,
                 tokens=step * config.tokens_per_step,
+                **sparsities(pruner, by_layer=evaluating),
                 **speed,
             ),
         )
         if saving and (last or not wrong):
-            save(writer, config, step, val_loss, data, *pieces)
+            save(writer, config, step, val_loss, data, *pieces, pruner)
             stops.saved()
         pace.restart()
         if stops.asked:
@@ -219,7 +204,7 @@ def run(config, change, stops, writer):
     stops.rest()
     if stops.asked:
         if done not in (start, writer.step):
-            save(writer, config, done, None, data, *pieces)
+            save(writer, config, done, None, data, *pieces, pruner)
         writer.finish()
         log.close()
         return log.say(stops.message(done, start, config.max_iters))

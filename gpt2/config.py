@@ -179,7 +179,7 @@ MAY_CHANGE = {
     "check_interval",
     "init_from",
 }
-PRUNING = ("target_sparsity", "schedule", "allocation", "prune_begin", "prune_end", "prune_interval")
+PRUNING = ("target_sparsity", "schedule", "allocation", "pattern", "prune_begin", "prune_end", "prune_interval")
 ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
 
 USAGE = "usage: train_gpt2.py [FILE.py ...] [--key=value ...]      (under python or torchrun)"

@@ -47,14 +47,16 @@ class Log:
             self.bar.update()
 
     def write(self, step, metrics):
-        """One line of metrics.jsonl, of the terminal, and of wandb: {name: number}.
+        """One line of metrics.jsonl, of the terminal, and of wandb: {name: number, or dict of them}.
 
         What does not apply is None; it is left out, and so is what is not finite.
         """
         if not self.active:
             return
         line = {"step": step} | {
-            name: value for name, value in metrics.items() if value is not None and math.isfinite(value)
+            name: value
+            for name, value in metrics.items()
+            if value is not None and (isinstance(value, dict) or math.isfinite(value))
         }
         self.metrics.write(json.dumps(line) + "\n")
         if self.tracker:
@@ -106,10 +108,11 @@ def say_finished(config, step):
 
 
 def last_numbers(out_dir):
-    """' at 50.00% sparsity, val_loss 1.2345', as far as metrics.jsonl has such numbers."""
+    """' at 50.00% sparsity (34.13% of all parameters), val_loss 1.2345', as far as metrics.jsonl has such numbers."""
     last = {name: value for line in read_metrics(Path(out_dir) / "metrics.jsonl") for name, value in line.items()}
     sparsity = f" at {last['sparsity']:.2%} sparsity" if "sparsity" in last else ""
-    return sparsity + (f", val_loss {last['val_loss']:.4f}" if "val_loss" in last else "")
+    of_all = f" ({last['sparsity_of_all']:.2%} of all parameters)" if "sparsity_of_all" in last else ""
+    return sparsity + of_all + (f", val_loss {last['val_loss']:.4f}" if "val_loss" in last else "")
 
 
 def left_behind(out_dir):

@@ -1,21 +1,22 @@
 """The run's Pruner: as the config asks for it, as a checkpoint left it, and what is said of it."""
 
+from gpt2 import checkpoint
 from gpt2.errors import UserError
+from gpt2.initial import STARTS
 from pruning import Pruner
 
 
 def make_pruner(model, optimizer, config):
     """The Pruner that the config asks for; without a criterion, one that keeps the zeros of the weights that init_from
-    named; or None. UserError where the options do not fit these weights."""
+    named; or None. Made when the model has its weights. UserError where the options do not fit them."""
     if config.criterion == "none":
-        loaded = config.init_from not in ("auto", "scratch", "resume")
-        return keeper(model, optimizer) if loaded and config.keep_zeros else None
+        return keeper(model, optimizer) if config.keep_zeros and config.init_from not in STARTS else None
     ramp = (config.target_sparsity, config.schedule, config.prune_begin, config.prune_end, config.prune_interval)
-    options = dict(allocation=config.allocation, keep_zeros=config.keep_zeros)
+    options = dict(allocation=config.allocation, pattern=config.pattern or None, keep_zeros=config.keep_zeros)
     try:
         return Pruner(model, optimizer, config.criterion, *ramp, **options)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(str(error), shared=True) from None
 
 
 def keeper(model, optimizer):
@@ -24,22 +25,24 @@ def keeper(model, optimizer):
     return pruner if pruner.masked else None
 
 
-def continue_pruner(pruner, model, optimizer, config, manifest, buffers):
-    """The run's Pruner, or None, as it goes on from a checkpoint whose weights the model has: its zeros stay zeros, also
-    where it was pruned and there is no criterion now. UserError where what the config asks for cannot follow."""
+def continue_pruner(pruner, model, optimizer, config, path, manifest):
+    """The run's Pruner, or None, as it goes on from the checkpoint at `path`, whose weights the model has: its zeros stay
+    zeros, also where it was pruned and there is no criterion now. UserError where what the config asks for cannot follow."""
     saved = manifest["pruner"]
-    pruned_then, pruning_now = manifest["config"]["criterion"] != "none", config.criterion != "none"
     if pruner is None and config.keep_zeros and saved.get("pruned"):
         pruner = keeper(model, optimizer)
     if pruner is None:
         return None
+    pruned_then, pruning_now = manifest["config"]["criterion"] != "none", config.criterion != "none"
     try:
         if saved and pruned_then == pruning_now:
-            pruner.load_state_dict(saved | {"buffers": buffers})
+            tensors = checkpoint.open_tensors(path, "optimizer.safetensors")
+            own = {key.removeprefix("pruner."): t for key, t in tensors.items() if key.startswith("pruner.")}
+            pruner.load_state_dict(saved | {"buffers": own})
         else:
             pruner.continue_from(manifest["step"])
     except ValueError as error:
-        raise UserError(f"{config.out_dir}: {error}") from None
+        raise UserError(f"{config.out_dir}: {error}", shared=True) from None
     return pruner
 
 
@@ -47,12 +50,16 @@ def description(pruner):
     """What is prunable, what will be pruned when, and what is zero already; empty without a Pruner."""
     if pruner is None:
         return ""
-    return f"{pruner.describe()}; left out: embeddings and the head tied to them, biases, normalisation"
+    return f"\n{pruner.describe()}; left out: embeddings and the head tied to them, biases, normalisation"
 
 
-def shares(pruner):
-    """' at 80.00% sparsity (54.61% of all parameters)', counted; empty without a Pruner. A collective where sharded."""
+def sparsities(pruner, by_layer):
+    """What metrics.jsonl says of a Pruner, counted now: the share of the prunable weights that is zero, that of all
+    parameters, and by_layer that of each layer. A collective where sharded; waits for the device once."""
     if pruner is None:
-        return ""
-    pruned = pruner.pruned
-    return f" at {pruned / pruner.prunable:.2%} sparsity ({pruned / pruner.parameters:.2%} of all parameters)"
+        return {}
+    layers, zeros = pruner.layers, pruner.zeros()
+    shares = dict(sparsity=sum(zeros) / pruner.prunable, sparsity_of_all=sum(zeros) / pruner.parameters)
+    if by_layer:
+        shares["layer_sparsity"] = {layer.name: count / layer.size for layer, count in zip(layers, zeros)}
+    return shares

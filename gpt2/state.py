@@ -19,8 +19,8 @@ def save(writer, config, step, val_loss, data, model, optimizer, spam, guard, pr
     writer.save(step, files, config=asdict(config), **data, val_loss=finite(val_loss), pruner=state)
 
 
-def restore(path, manifest, model, optimizer, spam, guard, pruner):
-    """Load what `save` wrote at `path`; returns its step."""
+def restore(path, manifest, model, optimizer, spam, guard):
+    """Load what `save` wrote at `path`, but for the pruner's part; returns its step."""
     checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
     tensors = checkpoint.open_tensors(path, "optimizer.safetensors")
     checkpoint.load_optimizer(optimizer, model.tensors(), tensors)
@@ -28,6 +28,4 @@ def restore(path, manifest, model, optimizer, spam, guard, pruner):
     for owner, piece in (("spam.", spam), ("guard.", guard)):
         if piece:
             piece.load_state_dict({name: tensor[...] for name, tensor in of(owner).items()})
-    if pruner:
-        pruner.load_state_dict(manifest["pruner"] | {"buffers": of("pruner.")})
     return manifest["step"]

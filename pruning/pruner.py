@@ -9,12 +9,12 @@ import torch
 import torch.nn as nn
 
 from pruning.allocation import ALLOCATIONS, exact_counts
-from pruning.choice import Lowest, lowest, lowest_of_all, places
+from pruning.choice import Lowest, lowest_of_all, lowest_of_each, places
 from pruning.criteria import CRITERIA
 from pruning.layers import Layer, Prunable, find_layers
 from pruning.memory import predict
 from pruning.pattern import check_pattern, parse_pattern
-from pruning.ranks import find_ranks, local
+from pruning.ranks import find_ranks, full, local
 from pruning.report import average_parameters, table
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import Scores
@@ -139,11 +139,13 @@ class Pruner:
             if layer.parameter.grad is not None and (only is None or id(layer.parameter) in only):
                 zero_where_zero(local(layer.parameter.grad), local(layer.parameter))
 
-    def step(self) -> bool:
+    def step(self, number: int | None = None) -> bool:
         """Prune to `schedule(step)` when an update is due at the step that the optimizer took last. Returns whether it was.
 
         Call it after the optimizer's step; where that was left out (by gradient accumulation or a GradScaler), nothing
-        happens. NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
+        happens. number: the step's, from a loop that counts steps itself, left out or not. NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
+        if number is not None:
+            self.counter.taken = number
         taken = range(self.seen + 1, self.steps + 1)
         self.seen = self.steps
         due = [step for step in taken if self.due(step)]
@@ -199,7 +201,7 @@ class Pruner:
                 f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers"
             )
         counts = exact_counts(shares, sizes, total, zeros)
-        return [lowest(self.scores, [i], count) for i, count in enumerate(counts) if count]
+        return lowest_of_each(self.scores, [([i], count) for i, count in enumerate(counts) if count])
 
     def prune(self, parts: Iterable[Lowest]) -> None:
         """Set the chosen weights and their optimizer states to zero."""
@@ -253,14 +255,22 @@ class Pruner:
 
     # ---- state ----
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, whole: bool = True) -> dict[str, Any]:
         """What a resumed run needs beside model and optimizer, JSON but for "buffers": name -> tensor, which holds the
-        initial weights where the criterion reads them and is empty otherwise. RuntimeError where pruned weights came back."""
+        initial weights where the criterion reads them and is empty otherwise. RuntimeError where pruned weights came back.
+
+        whole: gather buffers that are sharded, a collective; else they stay DTensors, to be gathered one by one.
+        """
         pruned = self.pruned
         self.check_none_came_back(pruned)
         masked = [layer.name for layer in self.masked]
         progress = dict(steps=self.steps, pruned=pruned, masked=masked, threshold=self.threshold)
-        return self.identity() | progress | dict(target_sparsity=self.target_sparsity, buffers=self.scores.buffers())
+        buffers = {name: full(tensor) if whole else tensor for name, tensor in self.buffers().items()}
+        return self.identity() | progress | dict(target_sparsity=self.target_sparsity, buffers=buffers)
+
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """name -> tensor, as this rank holds it, of what is kept beside weights and optimizer states."""
+        return {f"{layer.name}.initial_weight": kept for layer, kept in zip(self.layers, self.scores.initial)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule, allocation and a

@@ -73,6 +73,6 @@ class GradientScores(Scores):
         key = order_key(-local(parameter.grad)[rows].float().abs())
         return torch.where(local(parameter)[rows] == 0, key, EXCLUDED)
 
-    def above(self, i, rows, key):
+    def above(self, i: int, rows: slice, key: int) -> torch.Tensor:
         keys = self.keys(i, rows)
         return torch.gt(keys, key, out=keys)

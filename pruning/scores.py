@@ -10,12 +10,13 @@ import torch
 
 from pruning.criteria import magnitude
 from pruning.layers import Layer
-from pruning.ranks import Ranks, full, local
-from pruning.select import EXCLUDED, PRUNED, order_key
+from pruning.ranks import Ranks, local
+from pruning.select import EXCLUDED, PRUNED, order_key, score_of
 from pruning.stepping import check_optimizer, group_of
 from pruning.zeros import live_of
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
+SAMPLED = 2**22  # from so many weights on, a sample of them saves a pass over all
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1")
 STATE_BEHIND = {"mean_exp_avg_sq": "exp_avg_sq"}  # the state from which an argument is computed, where names differ
 
@@ -125,6 +126,14 @@ class Scores:
                     yield place, self.keys(i, rows)
                 turn += 1
 
+    def sample(self, which: Sequence[int]) -> tuple[Iterator[torch.Tensor], int] | None:
+        """(keys of every 64th row of the layers `which`, for `search`; how many weights they have), where that pays."""
+        size = sum(self.layers[i].size for i in which)
+        if self.device.type != "cpu" or self.pattern or size < SAMPLED:
+            return None
+        mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
+        return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], 64)) for i in mine), size
+
     def chunks(self, i: int) -> list[slice]:
         """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these rows."""
         layer = self.layers[i]
@@ -136,11 +145,17 @@ class Scores:
 
     def keys(self, i: int, rows: slice) -> torch.Tensor:
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
-        highest = (
-            -live_of(self.argument("weight", i, rows)) ^ PRUNED
-        )  # the largest int32 for a live weight, PRUNED for a zero
+        # the largest int32 for a live weight, PRUNED for a zero
+        highest = live_of(self.argument("weight", i, rows)).neg_().bitwise_xor_(PRUNED)
         key = torch.minimum(order_key(self.score(i, rows)), highest)
         return self.within_pattern(key, self.layers[i].input_dim, self.pattern) if self.pattern else key
+
+    def above(self, i: int, rows: slice, key: int) -> torch.Tensor:
+        """int32, 1 where the key of a weight is above `key`, else 0; either at pruned weights, which stay zero anyhow."""
+        if self.pattern or key in (PRUNED, EXCLUDED):
+            keys = self.keys(i, rows)
+            return torch.gt(keys, key, out=keys)
+        return torch.gt(score := self.score(i, rows), score_of(key), out=torch.empty_like(score, dtype=torch.int32))
 
     def score(self, i: int, rows: slice) -> torch.Tensor:
         """float32 scores of these rows of layer i."""
@@ -165,7 +180,7 @@ class Scores:
         if name == "position":
             first = layer.first + (layer.row + rows.start) * layer.row_size
             shape = (rows.stop - rows.start, *layer.shape[1:])
-            return torch.arange(first, first + math.prod(shape), device=self.device).view(shape)
+            return torch.arange(first, first + math.prod(shape), device=self.device).view(shape)[:: rows.step]
         if name == "beta1":
             return group_of(self.optimizer, layer)["betas"][0]  # type: ignore[index]
         if name == "mean_exp_avg_sq":
@@ -206,10 +221,6 @@ class Scores:
         return "a layer on another rank"
 
     # ---- buffers ----
-
-    def buffers(self) -> dict[str, torch.Tensor]:
-        """name -> full tensor that the criterion needs kept: the initial weights, or nothing. A collective where sharded."""
-        return {f"{layer.name}.initial_weight": full(initial) for layer, initial in zip(self.layers, self.initial)}
 
     def load_buffers(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for layer, initial in zip(self.layers, self.initial):

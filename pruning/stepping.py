@@ -29,7 +29,8 @@ class StepCounter:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
-        self.taken, self.depth = 0, 0
+        self.done, self.depth = 0, 0
+        self.unread: list[torch.Tensor] = []  # whether steps done were skipped, which a GradScaler leaves on the device
         optimizer.register_step_pre_hook(self.before)
         optimizer.register_step_post_hook(self.after)
 
@@ -38,8 +39,22 @@ class StepCounter:
 
     def after(self, optimizer: Any, *arguments: Any) -> None:
         self.depth -= 1
-        overflow = getattr(optimizer, "found_inf", None)  # a GradScaler leaves it to fused optimizers to skip the step
-        self.taken += self.depth == 0 and (overflow is None or not overflow.item())
+        if self.depth == 0:
+            self.done += 1
+            overflow = getattr(optimizer, "found_inf", None)  # how fused optimizers are told to skip a step
+            self.unread += [] if overflow is None else [overflow != 0]
+
+    @property
+    def taken(self) -> int:
+        """The steps taken so far. Waits for the device where a GradScaler may have had one skipped."""
+        if self.unread:
+            self.done -= int(torch.stack(self.unread).sum())
+            self.unread = []
+        return self.done
+
+    @taken.setter
+    def taken(self, number: int) -> None:
+        self.done, self.unread = number, []
 
     def between_steps(self) -> None:
         """No step is under way, whatever a step that ended in an error left here."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from pruning.pruner import Pruner
-from pruning.ranks import full, local
+from pruning.ranks import local
 from pruning.zeros import live_of, zero_dead
 
 
@@ -41,11 +41,11 @@ class StraightThrough(Pruner):
                 local(layer.parameter).copy_(local(dense))
 
     @torch.no_grad()
-    def step(self) -> bool:
+    def step(self, number: int | None = None) -> bool:
         """Choose the mask anew, among the dense weights, when an update is due, and show the model its masked weights."""
         for layer, dense in zip(self.layers, self.dense):
             local(dense).copy_(local(layer.parameter))
-        due = super().step()
+        due = super().step(number)
         if due:
             self.mask_as_shown()
         for layer, live in zip(self.layers, self.live):
@@ -63,10 +63,8 @@ class StraightThrough(Pruner):
     def buffer_bytes(self) -> int:
         return super().buffer_bytes() + sum(local(d).nbytes + live.nbytes for d, live in zip(self.dense, self.live))
 
-    def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        state["buffers"] |= {f"{layer.name}.dense": full(dense) for layer, dense in zip(self.layers, self.dense)}
-        return state
+    def buffers(self) -> dict[str, torch.Tensor]:
+        return super().buffers() | {f"{layer.name}.dense": dense for layer, dense in zip(self.layers, self.dense)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
