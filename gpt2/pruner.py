@@ -59,6 +59,7 @@ def sparsities(pruner, by_layer):
     if pruner is None:
         return {}
     layers, zeros = pruner.layers, pruner.zeros()
+    pruner.check_none_came_back(sum(zeros))
     shares = dict(sparsity=sum(zeros) / pruner.prunable, sparsity_of_all=sum(zeros) / pruner.parameters)
     if by_layer:
         shares["layer_sparsity"] = {layer.name: count / layer.size for layer, count in zip(layers, zeros)}

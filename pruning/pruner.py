@@ -143,7 +143,8 @@ class Pruner:
         """Prune to `schedule(step)` when an update is due at the step that the optimizer took last. Returns whether it was.
 
         Call it after the optimizer's step; where that was left out (by gradient accumulation or a GradScaler), nothing
-        happens. number: the step's, from a loop that counts steps itself, left out or not. NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
+        happens. number: the step's, from a loop that counts steps itself, left out or not, and that looks for weights that
+        came back where it waits for the device anyway. NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
         if number is not None:
             self.counter.taken = number
         taken = range(self.seen + 1, self.steps + 1)
@@ -151,7 +152,7 @@ class Pruner:
         due = [step for step in taken if self.due(step)]
         if due:
             self.update(due[-1])
-        elif any(step % max(self.interval, LOOK_EVERY) == 0 for step in taken):
+        elif number is None and any(step % max(self.interval, LOOK_EVERY) == 0 for step in taken):
             self.check_none_came_back()
         return bool(due)
 

@@ -38,7 +38,7 @@ def test_in_a_run_the_host_waits_only_where_numbers_are_looked_at(data_dir, tmp_
         gpu.during(train_gpt2, "evaluate", "evaluation")
         gpu.during(train_gpt2, "save", "checkpoint")
         gpu.during(Pruner, "mask_gradients", "mask_gradients")
-        gpu.during(Pruner, "step", lambda pruner: "update" if pruner.due(pruner.steps + 1) else "no update")
+        gpu.during(Pruner, "step", lambda pruner: "update" if pruner.due(pruner.seen + 1) else "no update")
         gpu.during(torch.nn.utils, "clip_grad_norm_", "clip")
         with gpu.doing("loop"):
             train_gpt2.train(config)
