@@ -89,7 +89,10 @@ class Config:
     # pruning
     criterion: str = option("none", "what ranks the weights: a name of pruning/criteria.py; none trains dense")
     target_sparsity: float = option(
-        0.5, "share of the prunable weights that is zero at the end", at_least=0.0, below=1.0
+        0.5,
+        "share of the prunable weights (not embeddings, not the head tied to them) that is zero at the end",
+        at_least=0.0,
+        below=1.0,
     )
     schedule: str = option("gmp", "how sparsity rises from prune_begin to prune_end: a name of pruning/schedule.py")
     allocation: str = option("global", "how sparsity is spread over layers: a name of pruning/allocation.py")

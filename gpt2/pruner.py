@@ -26,8 +26,10 @@ def keeper(model, optimizer):
 
 
 def continue_pruner(pruner, model, optimizer, config, path, manifest):
-    """The run's Pruner, or None, as it goes on from the checkpoint at `path`, whose weights the model has: its zeros stay
-    zeros, also where it was pruned and there is no criterion now. UserError where what the config asks for cannot follow."""
+    """The run's Pruner, or None, as it goes on from the checkpoint at `path`, whose weights the model has: its zeros
+    stay
+    zeros, also where it was pruned and there is no criterion now. UserError where what the config asks for cannot
+    follow."""
     saved = manifest["pruner"]
     if pruner is None and config.keep_zeros and saved.get("pruned"):
         pruner = keeper(model, optimizer)

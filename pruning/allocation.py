@@ -24,8 +24,9 @@ def layer_adaptive(shapes, sparsity):
 
 
 def erk(shapes, sparsity):
-    """Erdős–Rényi-kernel: density in proportion to the sum of a layer's dimensions over their product (Evci et al. 2020,
-    arXiv:1911.11134, section 3), so that small layers stay denser; layers that would need more than all weights stay dense."""
+    """Erdős–Rényi-kernel: density in proportion to the sum of a layer's dimensions over their product (Evci et al.
+    2020, arXiv:1911.11134, section 3), so that small layers stay denser; layers that would need more than all weights
+    stay dense."""
     sizes = [math.prod(shape) for shape in shapes]
     wanted = [sum(shape) / math.prod(shape) for shape in shapes]
     return [1 - density for density in scaled_to(wanted, sizes, 1 - sparsity, cap=1.0)]
@@ -49,7 +50,8 @@ ALLOCATIONS = {"global": None, "uniform": uniform, "layer_adaptive": layer_adapt
 
 
 def exact_counts(shares, sizes, total, at_least):
-    """Whole numbers close to share · size that add up to `total`, none below `at_least` (weights already pruned) or above size.
+    """Whole numbers close to share · size that add up to `total`, none below `at_least` (weights already pruned) or
+    above size.
 
     shares: sparsity of each layer; sizes, at_least: weights of each. Rounds down and hands out what is missing by the
     largest remainders; what `at_least` adds too much is taken where most lies above it.

@@ -21,7 +21,7 @@ class Lowest:
 
     @property
     def ties_taken(self) -> int:
-        """How many of the weights that tie at the threshold are among the k: those that come first in the full tensors."""
+        """How many of the weights that tie at the threshold are among the k; the first of the full tensors are."""
         return self.k - self.threshold.below
 
 
@@ -72,7 +72,7 @@ def beyond_cap(scores: Scores, part: Lowest, caps: Sequence[int]) -> list[int]:
 
 
 def places(scores: Scores, part: Lowest) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """(layer, rows, live) of each chunk on this rank: `live` is 0 at the weights of `part`, 1 elsewhere, as integers."""
+    """(layer, rows, live) of each chunk on this rank; live, of integers, is 0 at the weights of `part`, else 1."""
     key, partly = part.threshold.key, part.ties_taken < part.threshold.ties
     quotas: list[Any] = tie_quotas(scores, part) if partly else [0] * len(part.which)
     for i, quota in zip(part.which, quotas):

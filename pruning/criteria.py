@@ -7,12 +7,13 @@ A criterion declares what it needs by the names of its arguments, and is called 
     position          int64, the place of each weight among all prunable weights, the same under any sharding
     mean_exp_avg_sq   scalar: exp_avg_sq averaged over the weight's whole tensor
     step, beta1       scalars: optimizer steps taken, and the first of the optimizer's betas
-    any other name    the optimizer's state of that name and the weight's shape: exp_avg, exp_avg_sq, momentum_buffer, ...
+    any other name    the optimizer's state of that name and of the weight's shape: exp_avg, momentum_buffer, ...
 
-and returns a tensor of the weights' shape; it must not change its arguments, which may be the model's own memory. Arguments with
-a default value are the criterion's own affair. Where the optimizer keeps no such state (SGD; before the first step) the score
-is abs(weight). Built-in criteria use only operations that IEEE 754 rounds correctly (add, multiply, divide, sqrt): a score
-is the same to the bit whatever chunk, thread or rank computes it, so v^0.25 is written as a square root of a square root.
+and returns a tensor of the weights' shape; it must not change its arguments, which may be the model's own memory.
+Arguments with a default value are the criterion's own affair. Where the optimizer keeps no such state (SGD; before the
+first step) the score is abs(weight). Built-in criteria use only operations that IEEE 754 rounds correctly (add,
+multiply, divide, sqrt): a score is the same to the bit whatever chunk, thread or rank computes it, so v^0.25 is written
+as a square root of a square root.
 
 The names bitter0 ... bitter9 and their formulas, eps included, are the source project's (AdamWPrune), to the letter.
 """
@@ -74,7 +75,8 @@ def bitter6(weight, exp_avg, exp_avg_sq):
 
 
 def bitter7(weight, exp_avg_sq):
-    """|w| · (|v| + eps)^¼. With clipped gradients v is often below eps, and the score then nearly magnitude: see variance_quarter."""
+    """|w| · (|v| + eps)^¼. With clipped gradients v is often below eps, and the score then nearly magnitude: see
+    variance_quarter."""
     return weight.abs() * (exp_avg_sq.abs() + EPS).sqrt().sqrt()
 
 
@@ -89,7 +91,8 @@ def bitter9(weight, exp_avg, exp_avg_sq):
 
 
 def bitter5_turned(weight, exp_avg, exp_avg_sq):
-    """bitter5 with the sign turned: Adam steps along −m, so −sign(w)·m/√v is high where a weight grows, and that is kept."""
+    """bitter5 with the sign turned: Adam steps along −m, so −sign(w)·m/√v is high where a weight grows, and that is
+    kept."""
     return 0.1 * weight.abs() - _towards_zero(weight, exp_avg, exp_avg_sq)
 
 
@@ -99,12 +102,14 @@ def bitter9_turned(weight, exp_avg, exp_avg_sq):
 
 
 def variance_quarter(weight, exp_avg_sq):
-    """|w| · v^¼, bitter7 without an absolute eps: scaling all gradients by a constant leaves the pruned set as it is."""
+    """|w| · v^¼, bitter7 without an absolute eps: scaling all gradients by a constant leaves the pruned set as it
+    is."""
     return weight.abs() * exp_avg_sq.sqrt().sqrt()
 
 
 def variance_half(weight, exp_avg_sq):
-    """|w| · √v: v estimates the diagonal of the Fisher information, so w²·v is the loss's second-order change (LeCun et al. 1989)."""
+    """|w| · √v: v estimates the diagonal of the Fisher information, so w²·v is the loss's second-order change (LeCun et
+    al. 1989)."""
     return weight.abs() * exp_avg_sq.sqrt()
 
 

@@ -9,12 +9,13 @@ from pruning.pruner import Pruner
 
 
 class PruningCallback(TrainerCallback):
-    """Prunes what a `transformers.Trainer` trains: Trainer(..., callbacks=[PruningCallback(criterion="bitter7", target_sparsity=0.5)]).
+    """Prunes what a `transformers.Trainer` trains: Trainer(..., callbacks=[PruningCallback(criterion="bitter7",
+    target_sparsity=0.5)]).
 
     Takes Pruner's arguments after model and optimizer; begin and end default to 25 % and 75 % of the Trainer's steps.
-    Gradients are masked as they are accumulated, so before the Trainer clips them. Zeros of a model that is loaded, or was
-    trained before, stay zeros; a run that the Trainer resumes goes on from them. ValueError on resuming with a criterion
-    that keeps buffers, which the Trainer's checkpoints do not hold.
+    Gradients are masked as they are accumulated, so before the Trainer clips them. Zeros of a model that is loaded, or
+    was trained before, stay zeros; a run that the Trainer resumes goes on from them. ValueError on resuming with a
+    criterion that keeps buffers, which the Trainer's checkpoints do not hold.
 
     The sparsity in the Trainer's log is counted. One warning at the end says when the model is less sparse than pruning
     left it, as `load_best_model_at_end` makes it with a checkpoint from before `end`.
@@ -50,8 +51,10 @@ class PruningCallback(TrainerCallback):
             state.log_history[-1]["sparsity"] = self.pruner.sparsity
         if back := self.pruner.came_back():
             warnings.warn(
-                f"the model is {self.pruner.sparsity:.2%} sparse: {back:,} of the {self.pruner.claimed:,} weights that were pruned are "
-                f"not zero. load_best_model_at_end puts back a checkpoint from before the last update where that has the best "
+                f"the model is {self.pruner.sparsity:.2%} sparse: {back:,} of the {self.pruner.claimed:,} weights "
+                "that were pruned are "
+                "not zero. load_best_model_at_end puts back a checkpoint from before the last update where that has "
+                "the best "
                 f"metric (here {state.best_model_checkpoint})",
                 stacklevel=2,
             )

@@ -1,4 +1,4 @@
-"""What training with pruning costs in memory: measured on real tensors, predicted before the first step, or by the table.
+"""What training with pruning costs in memory: measured on tensors, predicted before the first step, or by the table.
 
 An account is a dict of bytes: weights, gradients, states (the optimizer's), buffers (the pruning method's), total.
 """
@@ -41,8 +41,8 @@ def account(parameters, prunable=None, optimizer="adamw", method="none"):
 
 
 def measure(model, optimizer, pruner=None, spam=None):
-    """The account of what is allocated now on this rank. The optimizer's step counters count among the states, and so do
-    the norms that `spam` remembers."""
+    """The account of what is allocated now on this rank. The optimizer's step counters count among the states, and so
+    do the norms that `spam` remembers."""
     parameters = list(model.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
     states = [s for p in parameters for s in optimizer.state.get(p, {}).values() if torch.is_tensor(s)]
@@ -56,7 +56,8 @@ def measure(model, optimizer, pruner=None, spam=None):
 
 
 def predict(parameters, optimizer, buffers):
-    """The account after the first step of a torch optimizer over `parameters`, on this rank, with `buffers` bytes beside."""
+    """The account after the first step of a torch optimizer over `parameters`, on this rank, with `buffers` bytes
+    beside."""
     parameters = list(parameters)
     weights = bytes_of(parameters)
     copies = {"SGD": 1 if optimizer.defaults.get("momentum") else 0, "RMSprop": 1, "Adagrad": 1}.get(

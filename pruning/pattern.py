@@ -28,11 +28,13 @@ def check_pattern(
     if unfit := [layer for layer in layers if layer.shape[layer.input_dim] % m]:
         named = ", ".join(repr(layer.name) for layer in unfit)
         raise ValueError(
-            f"{unfit[0].name}: its {unfit[0].shape[unfit[0].input_dim]} inputs are not divisible by {m}, as pattern='{n}:{m}' needs; "
+            f"{unfit[0].name}: its {unfit[0].shape[unfit[0].input_dim]} inputs are not divisible by {m}, as "
+            f"pattern='{n}:{m}' needs; "
             f"leave such weights out, as with prunable=lambda name, p: p.dim() >= 2 and name not in [{named}]"
         )
     for layer in layers:
         if layer.input_dim == 0 and ranks.sharded and -(-layer.shape[0] // ranks.size) % m:
             raise ValueError(
-                f"{layer.name}: pattern='{n}:{m}' runs along the dimension that is sharded, in pieces not divisible by {m}"
+                f"{layer.name}: pattern='{n}:{m}' runs along the dimension that is sharded, in pieces not divisible "
+                f"by {m}"
             )

@@ -35,21 +35,21 @@ class Pruner:
         optimizer.step()
         pruner.step()                # prunes, when it is due
 
-    A weight is pruned if and only if it is exactly 0.0. When it is pruned, it and its optimizer states become zero; from
-    then on its gradient is set to zero before the optimizer steps, and Adam and SGD, with or without weight decay, leave
-    it at zero by arithmetic. So no mask is stored, and a checkpoint of model and optimizer holds everything.
+    A weight is pruned if and only if it is exactly 0.0. When it is pruned, it and its optimizer states become zero;
+    from then on its gradient is set to zero before the optimizer steps, and Adam and SGD, with or without weight decay,
+    leave it at zero by arithmetic. So no mask is stored, and a checkpoint of model and optimizer holds everything.
 
-    Zeros that are there when the Pruner is made, as in a sparse checkpoint, stay zeros (`keep_zeros`), and pruning goes on
-    from them. A layer that is zero altogether is taken for an initialisation: it trains until the first update, which
-    prunes weights that are exactly zero first.
+    Zeros that are there when the Pruner is made, as in a sparse checkpoint, stay zeros (`keep_zeros`), and pruning goes
+    on from them. A layer that is zero altogether is taken for an initialisation: it trains until the first update,
+    which prunes weights that are exactly zero first.
 
-    After an update round(sparsity(step) * prunable) weights are zero, to the weight, ties included (the earlier place in
-    the model goes first): the same set for any number of ranks, under DDP or FSDP2.
+    After an update round(sparsity(step) * prunable) weights are zero, to the weight, ties included (the earlier place
+    in the model goes first): the same set for any number of ranks, under DDP or FSDP2.
 
     Make it after the model is loaded, on its device, wrapped or sharded, and after the optimizer.
 
     model:            any module: plain, compiled, under DistributedDataParallel, or fully_shard'ed
-    optimizer:        any torch optimizer that keeps per-parameter tensors, also in accelerate's wrapper. Its own steps count
+    optimizer:        any torch optimizer that keeps per-parameter tensors, also accelerate's wrapped one; its steps count
     criterion:        a name of pruning/criteria.py, or a function with such arguments
     target_sparsity:  share of the prunable weights that is zero at `end`, 0 <= s < 1; 0 prunes nothing, and keeps zeros
     schedule:         a name of pruning/schedule.py, or a function of progress in [0, 1]
@@ -58,14 +58,16 @@ class Pruner:
     allocation:       a name of pruning/allocation.py, or a function (shapes, sparsity) -> share of each layer
     max_layer_sparsity: under `global`, no layer is pruned beyond this share (or target_sparsity, where that is higher)
     pattern:          "n:m": prune only among the n lowest of every m weights along the input dimension
-    prunable:         (name, parameter) -> bool, which of the model's parameters, of two dimensions or more; by default the
-                      weights of Linear layers, attention and convolutions that train and are not tied to an embedding
+    prunable:         (name, parameter) -> bool, which of the model's parameters, of two dimensions or more; by default
+                      the weights of Linear layers, attention and convolutions that train and are not tied to an
+                      embedding
     process_group:    the ranks that train replicas of this model; default all
     keep_zeros:       whether zeros that are there now stay zeros
 
-    Raises ValueError for values out of range, parameters that cannot be pruned, and placements or optimizers that cannot be
-    pruned exactly; updates raise NotFiniteError for weights or states that are NaN or infinite. Where pruned weights came back,
-    as they do without `mask_gradients`, the next update, `state_dict`, or a look every few steps raises RuntimeError.
+    Raises ValueError for values out of range, parameters that cannot be pruned, and placements or optimizers that
+    cannot be pruned exactly; updates raise NotFiniteError for weights or states that are NaN or infinite. Where pruned
+    weights came back, as they do without `mask_gradients`, the next update, `state_dict`, or a look every few steps
+    raises RuntimeError.
     """
 
     def __init__(
@@ -123,7 +125,8 @@ class Pruner:
         self.masked, self.claimed = [layer for layer, _ in partly], sum(count for _, count in partly)
         if self.target_sparsity and self.claimed > round(self.target_sparsity * self.prunable):
             raise ValueError(
-                f"target_sparsity={self.target_sparsity} is below the {self.claimed / self.prunable:.2%} of the prunable weights "
+                f"target_sparsity={self.target_sparsity} is below the {self.claimed / self.prunable:.2%} of the "
+                "prunable weights "
                 "that are zero already: raise it, or let them train again with keep_zeros=False"
             )
 
@@ -131,8 +134,8 @@ class Pruner:
 
     @torch.no_grad()
     def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
-        """Set the gradient of every pruned weight to zero, or of those in `parameters` alone. Call it after backward, before
-        clipping. Never waits for the device."""
+        """Set the gradient of every pruned weight to zero, or of those in `parameters` alone. Call it after backward,
+        before clipping. Never waits for the device."""
         self.counter.between_steps()
         only = None if parameters is None else {id(parameter) for parameter in parameters}
         for layer in self.masked:
@@ -140,11 +143,12 @@ class Pruner:
                 zero_where_zero(local(layer.parameter.grad), local(layer.parameter))
 
     def step(self, number: int | None = None) -> bool:
-        """Prune to `schedule(step)` when an update is due at the step that the optimizer took last. Returns whether it was.
+        """Prune to `schedule(step)` when the optimizer's last step is one of an update. Returns whether it was.
 
         Call it after the optimizer's step; where that was left out (by gradient accumulation or a GradScaler), nothing
-        happens. number: the step's, from a loop that counts steps itself, left out or not, and that looks for weights that
-        came back where it waits for the device anyway. NotFiniteError, with nothing pruned, where a weight or an optimizer state is NaN or infinite."""
+        happens. number: the step's, from a loop that counts steps itself, left out or not, and that looks for weights
+        that came back where it waits for the device anyway. NotFiniteError, with nothing pruned, where a weight or an
+        optimizer state is NaN or infinite."""
         if number is not None:
             self.counter.taken = number
         taken = range(self.seen + 1, self.steps + 1)
@@ -189,7 +193,7 @@ class Pruner:
         self.masked, self.claimed = self.layers, max(total, sum(zeros))
 
     def choose(self, total: int, sparsity: float, zeros: Sequence[int]) -> list[Lowest]:
-        """The `total` weights that are zero after this update: `zeros` of each layer, which are already, and the lowest."""
+        """The `total` weights that are zero after this update: those `zeros` of each layer, and the lowest."""
         sizes = [layer.size for layer in self.layers]
         if self.allocation is None:
             caps = [max(zero, math.ceil(self.max_layer_sparsity * size)) for zero, size in zip(zeros, sizes)]
@@ -199,7 +203,8 @@ class Pruner:
         shares = list(self.allocation([layer.shape for layer in self.layers], sparsity))
         if len(shares) != len(sizes) or not all(math.isfinite(share) for share in shares):
             raise ValueError(
-                f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} layers"
+                f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} "
+                "layers"
             )
         counts = exact_counts(shares, sizes, total, zeros)
         return lowest_of_each(self.scores, [([i], count) for i, count in enumerate(counts) if count])
@@ -218,7 +223,7 @@ class Pruner:
     # ---- what is zero, counted when it is asked for ----
 
     def zeros(self) -> list[int]:
-        """How many weights of each layer are zero, over all ranks. Waits for the device once; a collective where sharded."""
+        """How many weights of each layer are zero. Waits for the device once; a collective where sharded."""
         counts = torch.stack([count_zeros(local(layer.parameter)) for layer in self.layers])
         return [int(count) for count in (self.ranks.all_reduce(counts) if self.ranks.sharded else counts).tolist()]
 
@@ -244,7 +249,8 @@ class Pruner:
         """RuntimeError where pruned weights are not zero any more: the loop or the optimizer moves them."""
         if back := self.came_back(zeros):
             raise RuntimeError(
-                f"{back:,} of {self.claimed:,} pruned weights are not zero any more: call mask_gradients() after backward and before "
+                f"{back:,} of {self.claimed:,} pruned weights are not zero any more: call mask_gradients() after "
+                "backward and before "
                 f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between"
             )
 
@@ -258,7 +264,8 @@ class Pruner:
 
     def state_dict(self, whole: bool = True) -> dict[str, Any]:
         """What a resumed run needs beside model and optimizer, JSON but for "buffers": name -> tensor, which holds the
-        initial weights where the criterion reads them and is empty otherwise. RuntimeError where pruned weights came back.
+        initial weights where the criterion reads them and is empty otherwise. RuntimeError where pruned weights came
+        back.
 
         whole: gather buffers that are sharded, a collective; else they stay DTensors, to be gathered one by one.
         """
@@ -274,8 +281,9 @@ class Pruner:
         return {f"{layer.name}.initial_weight": kept for layer, kept in zip(self.layers, self.scores.initial)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule, allocation and a
-        target that can still be reached may differ from those it was saved with. ValueError where criterion or pattern
+        """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule, allocation and
+        a target that can still be reached may differ from those it was saved with. ValueError where criterion or
+        pattern
         do, where the target cannot be reached, or where the model has fewer zeros than were pruned."""
         for name, ours in self.identity().items():
             if state[name] != ours:

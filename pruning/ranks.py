@@ -35,10 +35,11 @@ class Ranks:
 
 
 def find_ranks(layers: Sequence[Layer], group: Any) -> Ranks:
-    """The Ranks over which `layers` lie, each layer's `row` set. ValueError for placements that cannot be pruned exactly.
+    """The Ranks over which `layers` lie, each layer's `row` set. ValueError for placements that are not supported.
 
-    Plain tensors count as replicated over `group` (default: all ranks, where torch.distributed is initialised), as under
-    DDP. DTensors may be sharded along dimension 0 of one mesh dimension, as FSDP2 does, and replicated along others.
+    Plain tensors count as replicated over `group` (default: all ranks, where torch.distributed is initialised), as
+    under DDP. DTensors may be sharded along dimension 0 of one mesh dimension, as FSDP2 does, and replicated along
+    others.
     """
     distributed = [layer for layer in layers if is_distributed(layer.parameter)]
     if not distributed:
@@ -61,14 +62,16 @@ def find_shards(layers: Sequence[Layer]) -> Ranks:
     for layer in layers:
         if placed(layer) != (mesh, placements):
             raise ValueError(
-                f"{layer.name}: placements {placed(layer)[1]}, but {layers[0].name} has {placements}: expected the same for all"
+                f"{layer.name}: placements {placed(layer)[1]}, but {layers[0].name} has {placements}: expected the "
+                "same for all"
             )
     dims = [dim for dim, placement in enumerate(placements) if not isinstance(placement, Replicate)]
     if not dims:
         return Ranks(mesh.get_group(0), mesh.get_local_rank(0), mesh.size(0))
     if len(dims) > 1 or type(placements[dims[0]]) is not Shard or placements[dims[0]].dim != 0:
         raise ValueError(
-            f"{layers[0].name}: placements {placements} are not supported: expected FSDP2's, Shard(0) along one mesh dimension"
+            f"{layers[0].name}: placements {placements} are not supported: expected FSDP2's, Shard(0) along one mesh "
+            "dimension"
         )
     rank, size = mesh.get_local_rank(dims[0]), mesh.size(dims[0])
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Drop and regrow, as in RigL (Evci et al. 2020, arXiv:1911.11134): pruned weights come back where their gradient is large."""
+"""Drop and regrow, as in RigL (Evci et al. 2020, arXiv:1911.11134): weights come back where their gradient is large."""
 
 import math
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ def seed_of(dtype: torch.dtype) -> float:
 
 
 class Regrow(Pruner):
-    """A Pruner that, at each update, also drops the lowest live weights of each layer by the criterion and grows as many
-    by the magnitude of their gradient. The sparsity is the schedule's, exactly; pruned sets are not nested.
+    """A Pruner that, at each update, also drops the lowest live weights of each layer by the criterion and grows as
+    many by the magnitude of their gradient. The sparsity is the schedule's, exactly; pruned sets are not nested.
 
     drop_fraction: share of each layer's live weights that changes place at `begin`; falls to 0 at `end` along a cosine.
     Takes Pruner's other arguments but `pattern`. The update happens in `mask_gradients`, the one moment at which the

@@ -1,4 +1,4 @@
-"""The prunable weights as a stream of ordered keys, chunk by chunk, from the weights and what the optimizer keeps of them."""
+"""The prunable weights as a stream of ordered keys, from the weights and what the optimizer keeps of them."""
 
 import inspect
 import math
@@ -22,13 +22,14 @@ STATE_BEHIND = {"mean_exp_avg_sq": "exp_avg_sq"}  # the state from which an argu
 
 
 class NotFiniteError(ValueError):
-    """A weight, an optimizer state or a score is NaN or infinite, so nothing was pruned; the message names the parameter."""
+    """A weight, an optimizer state or a score is NaN or infinite, so nothing was pruned; the message names the
+    parameter."""
 
 
 class Scores:
     """The scores of `layers` under `criterion`, on this rank.
 
-    What the optimizer owns (states, groups) is looked up when it is read. ValueError where the optimizer does not hold a
+    What the optimizer owns (states, groups) is looked up when it is read. ValueError where it does not hold a
     layer, would move a weight that is zero, spreads its states over ranks, or keeps none that the criterion needs.
     """
 
@@ -55,7 +56,8 @@ class Scores:
     # ---- before an update ----
 
     def prepare(self) -> None:
-        """Look at weights and states once before an update reads them. ValueError where one is not usable, not finite ones included."""
+        """Look at weights and states once before an update reads them. ValueError where one is not usable, not finite
+        ones included."""
         self.check_finite()
         self.check_not_factored()
         missing = self.missing_states()
@@ -94,14 +96,17 @@ class Scores:
         return list(dict.fromkeys(name for (name, _), count in zip(tensors, found) if count))
 
     def check_not_factored(self) -> None:
-        """ValueError where the optimizer keeps other states than one value a weight instead of what the criterion needs."""
+        """ValueError where the optimizer keeps other states than one value a weight instead of what the criterion
+        needs."""
         missing = self.missing_states()
         for i, layer in enumerate(self.layers if missing else []):
             for name, state in self.state_of(i).items():
                 if torch.is_tensor(state) and state.dim() and state.shape != layer.parameter.shape:
                     raise ValueError(
-                        f"{layer.name}: the criterion needs {missing[0]}, but the optimizer keeps {name} of shape {tuple(state.shape)} "
-                        f"for a weight of {layer.shape}; use a criterion of the weights alone, or an optimizer like AdamW"
+                        f"{layer.name}: the criterion needs {missing[0]}, but the optimizer keeps {name} of shape "
+                        f"{tuple(state.shape)} "
+                        f"for a weight of {layer.shape}; use a criterion of the weights alone, or an optimizer like "
+                        "AdamW"
                     )
 
     def mean_states(self) -> torch.Tensor:
@@ -118,7 +123,8 @@ class Scores:
     # ---- the stream ----
 
     def counted(self, which: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
-        """(place in `which`, keys) of each chunk that this rank counts: its shards, or its turn of the replicated chunks."""
+        """(place in `which`, keys) of each chunk that this rank counts: its shards, or its turn of the replicated
+        chunks."""
         turn = 0
         for place, i in enumerate(which):
             for rows in self.chunks(i):
@@ -135,7 +141,8 @@ class Scores:
         return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], 64)) for i in mine), size
 
     def chunks(self, i: int) -> list[slice]:
-        """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these rows."""
+        """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these
+        rows."""
         layer = self.layers[i]
         rows = local(layer.parameter).shape[0]
         size = max(1, CHUNK.get(self.device.type, 2**20) // max(1, layer.row_size))
@@ -151,7 +158,8 @@ class Scores:
         return self.within_pattern(key, self.layers[i].input_dim, self.pattern) if self.pattern else key
 
     def above(self, i: int, rows: slice, key: int) -> torch.Tensor:
-        """int32, 1 where the key of a weight is above `key`, else 0; either at pruned weights, which stay zero anyhow."""
+        """int32, 1 where the key of a weight is above `key`, else 0; either at pruned weights, which stay zero
+        anyhow."""
         if self.pattern or key in (PRUNED, EXCLUDED):
             keys = self.keys(i, rows)
             return torch.gt(keys, key, out=keys)
@@ -166,7 +174,8 @@ class Scores:
         if not torch.is_tensor(score) or score.shape != weight.shape:
             given = f"a tensor of shape {tuple(score.shape)}" if torch.is_tensor(score) else repr(score)
             raise ValueError(
-                f"{self.layers[i].name}: the criterion gave {given} for weights of shape {tuple(weight.shape)}; expected a score for each"
+                f"{self.layers[i].name}: the criterion gave {given} for weights of shape {tuple(weight.shape)}; "
+                "expected a score for each"
             )
         return score.float()
 

@@ -1,10 +1,10 @@
 """The exact k-th smallest score, by streaming: passes of counting, no sort, no gathering.
 
 Scores become 32-bit integers of the same order. A first pass counts their high 16 bits into a histogram, which, summed
-over the ranks, names the bucket that holds rank k; a second pass counts the keys in that bucket one by one. With a sample
-at hand, the first pass goes over it alone, and the second over the few buckets in which rank k then must lie; where it
-turns out not to, both passes go over all keys. The memory is one chunk and the counts (512 KiB a pass, up to 8 MiB after
-a sample), and that is all that ranks exchange, whatever the number of weights.
+over the ranks, names the bucket that holds rank k; a second pass counts the keys in that bucket one by one. With a
+sample at hand, the first pass goes over it alone, and the second over the few buckets in which rank k then must lie;
+where it turns out not to, both passes go over all keys. The memory is one chunk and the counts (512 KiB a pass, up to 8
+MiB after a sample), and that is all that ranks exchange, whatever the number of weights.
 
 On a GPU nothing here waits for the device before the result is read.
 """
@@ -21,7 +21,8 @@ MOST_BITS = 20  # at most 2^20 keys are counted one by one
 
 
 def order_key(scores):
-    """int32 of the same shape and order as the float32 `scores`; -0.0 and 0.0 give the same key. Scores must not be NaN.
+    """int32 of the same shape and order as the float32 `scores`; -0.0 and 0.0 give the same key. Scores must not be
+    NaN.
 
     Floats of one sign are ordered like their bits; flipping the negative ones' turns their order round (Herf 2001,
     "Radix tricks").
@@ -38,8 +39,8 @@ def score_of(key):
 
 @dataclass(frozen=True)
 class Threshold:
-    """key: the k-th smallest; below, ties: how many keys are smaller, and equal; most: for each layer, an upper bound of
-    how many are smaller or equal."""
+    """key: the k-th smallest; below, ties: how many keys are smaller, and equal; most: for each layer, an upper bound
+    of how many are smaller or equal."""
 
     key: int
     below: int
@@ -48,7 +49,8 @@ class Threshold:
 
 
 def kth_smallest(keys, k, layers, device, all_reduce, sample=None):
-    """The Threshold of rank k, 1 <= k <= number of keys. FloatingPointError where scores were NaN. Arguments of `search`."""
+    """The Threshold of rank k, 1 <= k <= number of keys. FloatingPointError where scores were NaN. Arguments of
+    `search`."""
     return thresholds([search(keys, k, layers, device, all_reduce, sample)])[0]
 
 
@@ -93,8 +95,9 @@ def first_key(bucket):
 def likely_window(counts, share):
     """(first key, bits) of a window of 2^bits keys in which the given share of all keys ends.
 
-    counts: how often each bucket occurs in a sample. Where a share of the whole ends in it has a standard deviation of at
-    most half the square root of its size; eight of them are allowed for, since rows of a weight are no independent draws.
+    counts: how often each bucket occurs in a sample. Where a share of the whole ends in it has a standard deviation of
+    at most half the square root of its size; eight of them are allowed for, since rows of a weight are no independent
+    draws.
     """
     total = counts.cumsum(0)
     number = int(total[-1])
@@ -106,7 +109,8 @@ def likely_window(counts, share):
 
 
 def search_window(keys, k, first, bits, layers, device, all_reduce):
-    """(what `search` returns, whether rank k is among the 2^bits keys from `first` on; the former holds only if it is)."""
+    """(what `search` returns, whether rank k is among the 2^bits keys from `first` on; the former holds only if it
+    is)."""
     size = 2**bits
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
 
@@ -133,7 +137,8 @@ def histogram(pieces, device, size=BUCKETS):
     """int64 [size]: how often each number below `size` occurs.
 
     pieces: integer tensors, or (integer tensor, mask of those of its numbers that count; the others may be any). A GPU
-    adds all of them, the others as zeros, since it would have to wait for a choice; on a CPU small pieces are counted together.
+    adds all of them, the others as zeros, since it would have to wait for a choice; on a CPU small pieces are counted
+    together.
     """
     counts, waiting, length = torch.zeros(size, dtype=torch.int64, device=device), [], 0
     for piece in pieces:
@@ -152,7 +157,8 @@ def histogram(pieces, device, size=BUCKETS):
 
 
 def leave_ties(key, threshold, quota):
-    """(live, taken): live is 0 where key < threshold and at the first `quota` places, in order, where it is equal, else 1.
+    """(live, taken): live is 0 where key < threshold and at the first `quota` places, in order, where it is equal, else
+    1.
 
     quota and taken may be tensors, so that nothing waits for the device.
     """

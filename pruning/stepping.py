@@ -67,7 +67,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], s
     name, kinds = type(optimizer).__name__, {kind.__name__ for kind in type(optimizer).__mro__}
     if "ZeroRedundancyOptimizer" in kinds:
         raise ValueError(
-            "ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: use FSDP2 "
+            "ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: "
+            "use FSDP2 "
             "(fully_shard) to shard states and weights alike, or a plain optimizer under DDP"
         )
     if kinds & MATRIX:
@@ -88,7 +89,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], s
         group = group_of(optimizer, layer)
         if group is None:
             raise ValueError(
-                f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped or sharded, and the "
+                f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped "
+                "or sharded, and the "
                 "optimizer from that model; or leave the layer out with prunable="
             )
         if group.get("eps") == 0:

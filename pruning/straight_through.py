@@ -42,7 +42,8 @@ class StraightThrough(Pruner):
 
     @torch.no_grad()
     def step(self, number: int | None = None) -> bool:
-        """Choose the mask anew, among the dense weights, when an update is due, and show the model its masked weights."""
+        """Choose the mask anew, among the dense weights, when an update is due, and show the model its masked
+        weights."""
         for layer, dense in zip(self.layers, self.dense):
             local(dense).copy_(local(layer.parameter))
         due = super().step(number)

@@ -109,7 +109,8 @@ def methods(kind):
 
 
 class Conv1D(nn.Module):
-    """transformers' layer of that name: a weight of [in, out], so that patterns run down the dimension that ranks share out."""
+    """transformers' layer of that name: a weight of [in, out], so that patterns run down the dimension that ranks share
+    out."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -117,7 +118,8 @@ class Conv1D(nn.Module):
 
 
 def patterned():
-    """The zeros of replicas pruned 2:4 along dimension 0, whose 52 and 4 rows no number of ranks above one divides into whole fours."""
+    """The zeros of replicas pruned 2:4 along dimension 0, whose 52 and 4 rows no number of ranks above one divides into
+    whole fours."""
     model = nn.Sequential(Conv1D(52, 5), Conv1D(4, 3))
     Pruner(model, torch.optim.AdamW(model.parameters()), "magnitude", 0.4, pattern="2:4").prune_to(0.4)
     zeros = zeros_of(model)
@@ -126,7 +128,8 @@ def patterned():
 
 
 def training(kind, folder):
-    """Weights after 50 steps of a pruned run whose global batch does not depend on the ranks; its state goes to disk at step 25."""
+    """Weights after 50 steps of a pruned run whose global batch does not depend on the ranks; its state goes to disk at
+    step 25."""
     torch.manual_seed(0)
     model = spread(nn.Sequential(nn.Linear(10, 33), nn.ReLU(), nn.Linear(33, 5)), kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -165,7 +168,8 @@ def loading(kind, folder, other):
 
 
 def check_that_every_rank_names(kind, tensor):
-    """A NaN in one `tensor` of one layer: every rank refuses with the same line, whichever rank looked at it; nothing is pruned."""
+    """A NaN in one `tensor` of one layer: every rank refuses with the same line, whichever rank looked at it; nothing
+    is pruned."""
     model = spread(linears(), kind)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter, shape in zip(model.parameters(), SHAPES):

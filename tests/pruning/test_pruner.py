@@ -51,8 +51,8 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_fixed_mask_is_training_the_sub_network(name):
-    """After the last update: a reference with dense weights times a mask in the forward, and a plain optimizer, takes the same
-    steps within float32 rounding."""
+    """After the last update: a reference with dense weights times a mask in the forward, and a plain optimizer, takes
+    the same steps within float32 rounding."""
     model = mlp()
     optimizer = OPTIMIZERS[name](model.parameters())
     pruner = Pruner(model, optimizer, "magnitude", 0.6, begin=5, end=20, interval=5)
