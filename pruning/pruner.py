@@ -49,7 +49,7 @@ class Pruner:
     Make it after the model is loaded, on its device, wrapped or sharded, and after the optimizer.
 
     model:            any module: plain, compiled, under DistributedDataParallel, or fully_shard'ed
-    optimizer:        any torch optimizer that keeps per-parameter tensors, also accelerate's wrapped one; its steps count
+    optimizer:        any torch optimizer that keeps per-parameter tensors, or accelerate's wrapper; its own steps count
     criterion:        a name of pruning/criteria.py, or a function with such arguments
     target_sparsity:  share of the prunable weights that is zero at `end`, 0 <= s < 1; 0 prunes nothing, and keeps zeros
     schedule:         a name of pruning/schedule.py, or a function of progress in [0, 1]
