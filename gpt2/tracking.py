@@ -1,6 +1,7 @@
 """Weights & Biases, asked before a run starts and never able to stop or slow one that is under way."""
 
 import contextlib
+import inspect
 import os
 import queue
 import secrets
@@ -10,7 +11,7 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.files import write_atomically
 
 PATIENCE = 60  # seconds for the service to answer at the start, and to take what is left at the end
@@ -25,17 +26,14 @@ def check():
 
         if wandb.setup().settings.mode != "online":
             return
-        known = wandb.login(prompt=False)
+        takes = inspect.signature(wandb.login).parameters
+        known = wandb.login(prompt=False) if "prompt" in takes else True  # older ones find out when the run starts
     except Exception as error:  # whatever a broken installation, or its network, raises
-        raise UserError(f"wandb_log: wandb cannot be used: {reason(error)}; mend that, {WITHOUT}") from None
+        raise UserError(f"wandb_log: wandb cannot be used: {first_line(error)}; mend that, {WITHOUT}") from None
     if not known:
         raise UserError(
             f"wandb_log: wandb has no API key: run `wandb login`, set WANDB_API_KEY or WANDB_MODE=offline, {WITHOUT}"
         )
-
-
-def reason(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class Tracker:
@@ -49,7 +47,7 @@ class Tracker:
         try:
             self.run = start(config)
         except Exception as error:
-            raise UserError(f"wandb_log: wandb cannot start a run: {reason(error)}; mend that, {WITHOUT}") from None
+            raise UserError(f"wandb_log: wandb cannot start a run: {first_line(error)}; mend that, {WITHOUT}") from None
         self.thread = threading.Thread(target=self.feed, name="wandb", daemon=True)
         self.thread.start()
 
@@ -59,7 +57,7 @@ class Tracker:
                 self.run.log(line, step=line["step"])
             self.run.finish()
         except Exception as error:
-            self.warn(f"has failed ({reason(error)})")
+            self.warn(f"has failed ({first_line(error)})")
 
     def log(self, line):
         try:

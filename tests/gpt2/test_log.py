@@ -157,12 +157,22 @@ def raising(error):
     return call
 
 
+def raising_login(error):
+    def login(prompt):
+        raise error
+
+    return login
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
         ({"login": lambda prompt: False}, "no API key.*wandb login"),
-        ({"login": raising(RuntimeError("WANDB_API_KEY invalid: has 5\nmore"))}, "WANDB_API_KEY invalid: has 5; mend"),
-        ({"login": raising(TimeoutError())}, "TimeoutError"),
+        (
+            {"login": raising_login(RuntimeError("WANDB_API_KEY invalid: has 5\nmore"))},
+            "WANDB_API_KEY invalid: has 5; mend",
+        ),
+        ({"login": raising_login(TimeoutError())}, "TimeoutError"),
     ],
 )
 def test_wandb_is_asked_before_the_run(options, words, monkeypatch):
