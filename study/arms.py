@@ -76,6 +76,12 @@ class Averaged(Pruner):
         super().prune_to(sparsity)
 
 
+def held_density_lr(model, optimizer, pruner, config, power=0.5, most=2.0):
+    """hold_linear and density_lr together."""
+    hold_linear(model, optimizer, pruner, config)
+    return density_lr(model, optimizer, pruner, config, power, most)
+
+
 def remember(optimizer, name, tensors):
     """Keep tensors, parameter -> tensor, as a state of the optimizer; the other parameters get an empty one."""
     for group in optimizer.param_groups:
@@ -129,5 +135,14 @@ def density_floor(model, optimizer, pruner, config, floor=0.05):
 
 ARMS = {
     function.__name__: function
-    for function in (regrow, straight_through, density_lr, hold_linear, averaged, extra_decay, density_floor)
+    for function in (
+        regrow,
+        straight_through,
+        density_lr,
+        hold_linear,
+        held_density_lr,
+        averaged,
+        extra_decay,
+        density_floor,
+    )
 }
