@@ -10,7 +10,7 @@ RUN := out/quickstart
 SMOKE := out/study-smoke
 MNIST := $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
-.PHONY: train test torture study-smoke bench setup clean-run lenet memory-comparison update-graphs
+.PHONY: train test lint docs torture study-smoke bench setup clean-run lenet memory-comparison update-graphs
 
 train: $(RUN)/sample.txt
 	@echo
@@ -50,6 +50,14 @@ study-smoke: .venv/ready-for-tests
 	$(BIN)/python -m study.run smoke --jobs 2 --results $(SMOKE)/results --work $(SMOKE)
 	$(BIN)/python -m study.report --results $(SMOKE)/results --document $(SMOKE)/none.md
 	cat $(SMOKE)/results/report/smoke_pairs.md
+
+lint: .venv/ready-for-tests
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+docs: .venv/ready-for-tests
+	$(BIN)/python -m pip install --quiet pdoc
+	$(BIN)/python docs/make.py
 
 bench: .venv/ready
 	$(BIN)/python -m bench.train
