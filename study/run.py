@@ -85,6 +85,7 @@ def run_one(plan, arm, seed, args):
             **circumstances(config),
         }
         if args.repeat:
+            shutil.rmtree(work / "run")
             return compare(plan, arm, seed, result, args)
         if unfair := problems(plan, {**read_results(plan, args.results), path.name: result}):
             raise UserError("\n".join(unfair))

@@ -110,6 +110,18 @@ def test_killed_and_started_again_it_ends_the_same(results, folder, plan, monkey
     assert [point["step"] for point in again["curve"]] == [8, 16, 24]
 
 
+def test_a_run_repeats_from_its_result_and_one_that_does_not_is_told(results, folder, plan, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    shutil.copytree(folder / "results", folder / "again")
+    args = arguments(folder, "again", "--repeat")
+    run_one(plan, "magnitude", 0, args)
+    assert "+0.00000 from the one kept" in capsys.readouterr().out
+    path = plan.path("magnitude", 0, args.results)
+    path.write_text(json.dumps(results[path.name] | {"val_loss": results[path.name]["val_loss"] - 0.01}))
+    with pytest.raises(UserError, match="magnitude seed 0: repeated, it ends \\+0.0100 from"):
+        run_one(plan, "magnitude", 0, args)
+
+
 @pytest.mark.parametrize(
     "place, value, named",
     [
