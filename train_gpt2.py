@@ -104,8 +104,8 @@ def run(config, change, stops, writer):
     spam = make_spam(optimizer, config)
     guard = Guard(optimizer, config.skip_outliers, config.max_bad_steps, world.device)
     pieces = model, optimizer, spam, guard
-    load = lambda: initial.load_into(model, config, data["tokenizer"])
-    start = restore(*found, *pieces) if found else parallel.agree(world, load)
+    load = lambda: restore(*found, *pieces) if found else initial.load_into(model, config, data["tokenizer"])
+    start = parallel.agree(world, load)
     pruner = make_pruner(model, optimizer, config)
     pruner = change(model, optimizer, pruner) if change else pruner
     pruner = continue_pruner(pruner, model, optimizer, config, *found) if found else pruner

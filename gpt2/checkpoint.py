@@ -247,6 +247,11 @@ def find_run(config):
         raise UserError(
             f"init_from=resume: {out_dir} holds no whole checkpoint; leave --init_from away to start over there"
         )
+    if changed and found and is_finished(found[1], config):
+        raise UserError(
+            f"the run in {out_dir} is finished ({found[1]['step']} of {config.max_iters} steps), and can be trained on "
+            f"with a larger --max_iters alone: {'; '.join(changed)}; or {elsewhere}"
+        )
     return found
 
 

@@ -30,6 +30,7 @@ def cases(data_dir, finished, folder):
         "scratch": ([on, old, "--init_from=scratch"], None, "holds a run already"),
         "architecture": ([on, old, "--n_layer=3"], None, "n_layer is 2 there, 3 here"),
         "settings": ([on, old, "--weight_decay=0.2"], None, "weight_decay is 0.1 there"),
+        "finished": ([on, old, "--init_from=resume", "--weight_decay=0.2"], None, "is finished (2 of 2 steps), and"),
         "nothing to resume": ([on, new, "--init_from=resume"], None, "holds no run"),
         "other data": ([f"--data_dir={other}", old, "--max_iters=3", "--init_from=resume"], None, "toy_train_000009"),
         "no data": ([f"--data_dir={folder / 'nowhere'}", new], None, "no such folder"),
