@@ -12,12 +12,12 @@ from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
 from gpt2.progress import progress
 from gpt2.sources import Files, pieces
-from gpt2.tokenizer import END_OF_TEXT, from_json
+from gpt2.tokenizer import END_OF_TEXT, from_json, import_tokenizers
 
 
 def train(texts, vocab_size):
     """The text of a tokenizer.json of `vocab_size` tokens, the last of them <|endoftext|>, from an iterator of str."""
-    import tokenizers
+    tokenizers = import_tokenizers()
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     model = tokenizers.Tokenizer(models.BPE())

@@ -182,13 +182,21 @@ def forgiving(encode):
     return encode_clean
 
 
+def import_tokenizers():
+    """The module `tokenizers`. UserError where it is not installed."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("a tokenizer.json needs the library tokenizers: pip install tokenizers") from None
+    return tokenizers
+
+
 def from_json(text):
     """The tokenizer of the library `tokenizers` whose tokenizer.json holds `text`; <|endoftext|> is added if missing.
 
     UserError where it is none, has too many tokens for uint16, or does not give text back as it was.
     """
-    import tokenizers
-
+    tokenizers = import_tokenizers()
     try:
         model = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -11,13 +12,24 @@ from concurrent.futures.process import BrokenProcessPool
 from gpt2.errors import UserError
 
 
+class Worker(multiprocessing.context.SpawnProcess):
+    """A process whose termination is a kill: it ignores SIGTERM, and a broken executor would wait for it for ever."""
+
+    def terminate(self):
+        self.kill()
+
+
+class Context(multiprocessing.context.SpawnContext):
+    Process = Worker
+
+
 @contextlib.contextmanager
 def pool(count, initializer=None, *arguments):
     """A ProcessPoolExecutor of `count` fresh interpreters, the same on every system; each first calls the initializer.
 
     Left by an exception, Ctrl-C among them, it kills the workers at once. UserError where one of them was killed.
     """
-    executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start, (initializer, arguments))
+    executor = ProcessPoolExecutor(count, Context(), start, (initializer, arguments))
     try:
         yield executor
         executor.shutdown()

@@ -1,6 +1,7 @@
 """A tokenizer of one's own: trained from text, it gives the text back, and shards made with it carry it."""
 
 import json
+import sys
 
 import pytest
 
@@ -60,6 +61,14 @@ def test_what_is_wrong_is_one_line(arguments, message, tmp_path, capsys):
         bpe.main(["--input", str(tmp_path / "a.jsonl"), "--to", str(tmp_path / "t.json"), *arguments])
     lines = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_without_the_library_one_line_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match="pip install tokenizers"):
+        bpe.train(["text"], 300)
+    with pytest.raises(UserError, match="pip install tokenizers"):
+        tokenizer.load({"tokenizer": "bpe", "tokenizer_json": "{}"})
 
 
 def test_a_tokenizer_of_too_many_tokens_is_refused():

@@ -1,7 +1,10 @@
 """Text that cannot be tokenized, or ends the process that tries, is named; all other text has its tokens."""
 
+import contextlib
 import dataclasses
+import multiprocessing
 import os
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +72,14 @@ def test_workers_that_die_lose_no_text_and_what_they_die_of_is_named(small_batch
     assert [batch.position["number"] for batch, _, _ in done] == sorted(
         batch.position["number"] for batch, _, _ in done
     )
+
+
+def test_a_dead_worker_leaves_none_that_waits_for_ever():
+    with pool(2) as workers:
+        for dies in (os.getpid, os._exit):
+            with contextlib.suppress(BrokenProcessPool):
+                workers.submit(dies, *([9] if dies is os._exit else [])).result()
+    assert not multiprocessing.active_children()
 
 
 def no_start(description, pieces):
