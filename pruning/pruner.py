@@ -1,6 +1,5 @@
 """The Pruner: three lines in a training loop, and the weight is the mask."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,17 +7,16 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from pruning import report
 from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.choice import Lowest, lowest_of_all, lowest_of_each, places
 from pruning.criteria import CRITERIA
 from pruning.layers import Layer, Prunable, find_layers
-from pruning.memory import predict
 from pruning.pattern import check_pattern, parse_pattern
 from pruning.ranks import find_ranks, full, local
-from pruning.report import average_parameters, table
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import Scores
-from pruning.select import score_of
+from pruning.settings import check_ranges, lookup
 from pruning.stepping import StepCounter, unwrapped
 from pruning.zeros import count_zeros, zero_copy, zero_dead, zero_where_zero
 
@@ -91,14 +89,7 @@ class Pruner:
         score, self.criterion_name = lookup(criterion, CRITERIA, "criterion")
         self.schedule, self.schedule_name = lookup(schedule, SCHEDULES, "schedule")
         self.allocation, self.allocation_name = lookup(allocation, ALLOCATIONS, "allocation")
-        if not 0 <= target_sparsity < 1:
-            raise ValueError(f"target_sparsity={target_sparsity}: expected 0 <= target_sparsity < 1")
-        if not 1 <= begin <= end:
-            raise ValueError(f"begin={begin}, end={end}: expected 1 <= begin <= end")
-        if interval < 1:
-            raise ValueError(f"interval={interval}: expected interval >= 1")
-        if not 0 < max_layer_sparsity <= 1:
-            raise ValueError(f"max_layer_sparsity={max_layer_sparsity}: expected 0 < max_layer_sparsity <= 1")
+        check_ranges(target_sparsity, begin, end, interval, max_layer_sparsity)
         self.target_sparsity, self.begin, self.end, self.interval = target_sparsity, begin, end, interval
         self.max_layer_sparsity = max(max_layer_sparsity, target_sparsity)
         self.layers = find_layers(model, prunable)
@@ -329,15 +320,7 @@ class Pruner:
 
     def describe(self) -> str:
         """One line: how many of how many parameters are prunable, and what is pruned from which step to which."""
-        share = (
-            f"{self.prunable:,} of {self.parameters:,} parameters ({self.prunable / self.parameters:.1%}) are prunable"
-        )
-        ramp = (
-            f"{self.schedule_name} by {self.criterion_name} from step {self.begin} to {self.end}, every {self.interval}"
-        )
-        plan = f"; {self.target_sparsity:.2%} of these will be zero: {ramp}" if self.target_sparsity else ""
-        kept = f"; {self.claimed:,} are zero already and stay so" if self.masked else ""
-        return share + plan + kept
+        return report.describe(self)
 
     def plan(self, max_steps: int) -> dict[str, Any]:
         """What a run of `max_steps` optimizer steps would do, before it does: a dict of
@@ -345,12 +328,7 @@ class Pruner:
         updates: [(step, sparsity), ...] of every update; average_parameters: all parameters less the pruned ones,
         averaged over the steps; memory: bytes by item, as `memory.measure` gives them, gradients and states of the
         optimizer's first step included."""
-        optimizer = self.scores.optimizer
-        parameters = {id(p): p for group in optimizer.param_groups for p in group["params"]}.values()
-        updates = [(step, self.scheduled(step)) for step in range(1, max_steps + 1) if self.due(step)]
-        average = average_parameters(sum(p.numel() for p in parameters), self.prunable, updates, max_steps)
-        memory = predict(parameters, optimizer, self.buffer_bytes())
-        return dict(updates=updates, average_parameters=average, memory=memory)
+        return report.plan(self, max_steps)
 
     def buffer_bytes(self) -> int:
         """Bytes that this Pruner keeps on this rank beside model and optimizer."""
@@ -359,32 +337,8 @@ class Pruner:
     def report(self) -> str:
         """A table, as text: layer, parameters, pruned, sparsity; then the global threshold, and how many pruned weights
         came back, where there are such."""
-        zeros = self.zeros()
-        lines = [table(self.layers, zeros)]
-        if self.threshold is not None:
-            lines.append(f"threshold: {self.criterion_name} <= {score_of(self.threshold):.6g}")
-        if back := self.came_back(sum(zeros)):
-            lines.append(f"not zero any more: {back:,} of {self.claimed:,} pruned weights")
-        return "\n".join(lines)
+        return report.table(self)
 
     def log(self) -> dict[str, float]:
         """{name: number} for wandb and the like: overall sparsity, threshold, and each layer's sparsity."""
-        zeros = self.zeros()
-        numbers = {f"pruning/{layer.name}": count / layer.size for layer, count in zip(self.layers, zeros)}
-        numbers["pruning/sparsity"] = sum(zeros) / self.prunable
-        if self.threshold is not None:
-            numbers["pruning/threshold"] = score_of(self.threshold)
-        return numbers
-
-
-def lookup(choice: Any, table: Mapping[str, Any], what: str) -> tuple[Any, str]:
-    """(function, its name) for a name in `table` or a function of the user's own."""
-    if callable(choice):
-        return choice, getattr(choice, "__name__", repr(choice))
-    if choice not in table:
-        close = difflib.get_close_matches(str(choice), table, n=1)
-        raise ValueError(
-            f"{what}={choice!r}: expected a function or one of {', '.join(table)}"
-            + (f" (did you mean {close[0]}?)" if close else "")
-        )
-    return table[choice], choice
+        return report.numbers(self)

@@ -1,0 +1,30 @@
+"""A Pruner's settings: functions by their names, numbers in their ranges."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+
+def lookup(choice: Any, table: Mapping[str, Any], what: str) -> tuple[Any, str]:
+    """(function, its name) for a name in `table` or a function of the user's own."""
+    if callable(choice):
+        return choice, getattr(choice, "__name__", repr(choice))
+    if choice not in table:
+        close = difflib.get_close_matches(str(choice), table, n=1)
+        raise ValueError(
+            f"{what}={choice!r}: expected a function or one of {', '.join(table)}"
+            + (f" (did you mean {close[0]}?)" if close else "")
+        )
+    return table[choice], choice
+
+
+def check_ranges(target_sparsity: float, begin: int, end: int, interval: int, max_layer_sparsity: float) -> None:
+    """ValueError for a number out of its range."""
+    if not 0 <= target_sparsity < 1:
+        raise ValueError(f"target_sparsity={target_sparsity}: expected 0 <= target_sparsity < 1")
+    if not 1 <= begin <= end:
+        raise ValueError(f"begin={begin}, end={end}: expected 1 <= begin <= end")
+    if interval < 1:
+        raise ValueError(f"interval={interval}: expected interval >= 1")
+    if not 0 < max_layer_sparsity <= 1:
+        raise ValueError(f"max_layer_sparsity={max_layer_sparsity}: expected 0 < max_layer_sparsity <= 1")
