@@ -1,8 +1,8 @@
 """An epoch of MNIST, beside a plain loop: python -m bench.lenet --data-dir MNIST
 
-All train with AdamW on batches of 512, sliced from the same tensors in memory, on one thread: the network as it is usually
-written, LeNet5, and LeNet5 under torch.compile, as lenet.train runs it from 1,000 steps on. Each epoch runs in a process of
-its own, the three in turn; the first steps, in which it compiles, are not timed.
+All train with AdamW on batches of 512, sliced from the same tensors in memory, on one thread: the network as it is
+usually written, LeNet5, and LeNet5 under torch.compile, as lenet.train runs it from 1,000 steps on. Each epoch runs in
+a process of its own, the three in turn; the first steps, in which it compiles, are not timed.
 """
 
 import argparse

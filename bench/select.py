@@ -1,9 +1,9 @@
 """Time and memory of one global update, beside the alternatives: python -m bench.select [--layers 12 --width 768]
 
-On synthetic weights and Adam states of a GPT-2's prunable weights, 50 % pruned by bitter7: this library's update, scoring
-included; torch.nn.utils.prune.global_unstructured on scores computed beforehand for it; and scoring, then kthvalue or topk on
-the concatenated scores, then masking. Each runs `--rounds` times, in turn; extra memory is what the peak rises above the
-weights and states, each way in a process of its own on the CPU, by the allocator's count on CUDA.
+On synthetic weights and Adam states of a GPT-2's prunable weights, 50 % pruned by bitter7: this library's update,
+scoring included; torch.nn.utils.prune.global_unstructured on scores computed beforehand for it; and scoring, then
+kthvalue or topk on the concatenated scores, then masking. Each runs `--rounds` times, in turn; extra memory is what the
+peak rises above the weights and states, each way in a process of its own on the CPU, by the allocator's count on CUDA.
 """
 
 import argparse
@@ -109,8 +109,8 @@ def measured(way, layers, width, device):
 
 
 def on_rank(rank, ranks, store, kind, layers, width, results):
-    """Put into `results` the seconds that finding the threshold, and then a whole update, take on `ranks` processes of one thread
-    each, with all weights on each (kind "DDP") or shared out ("FSDP2")."""
+    """Put into `results` the seconds that finding the threshold, and then a whole update, take on `ranks` processes of
+    one thread each, with all weights on each (kind "DDP") or shared out ("FSDP2")."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     model, optimizer = synthetic(layers, width, "cpu", shard=kind == "FSDP2")
@@ -171,7 +171,8 @@ def main():
     args = parser.parse_args()
     name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
     print(
-        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {args.rounds} rounds, in turn"
+        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {args.rounds} "
+        "rounds, in turn"
     )
     if args.device == "cuda":  # kernels are loaded on first use
         for way in WAYS:
@@ -181,7 +182,8 @@ def main():
         compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
     if args.device == "cpu":
         print(
-            "\nThe first of these on ranks of one thread; under DDP the last pass, which scores again and sets to zero, is every rank's own"
+            "\nThe first of these on ranks of one thread; under DDP the last pass, which scores again and sets "
+            "to zero, is every rank's own"
         )
         for kind in ("DDP", "FSDP2"):
             over_ranks(kind, args.layers, args.width, args.rounds)

@@ -1,8 +1,9 @@
 """Tokens per second of this loop on this machine, and beside nanoGPT's: NANOGPT=path/to/nanoGPT python -m bench.train
 
 Both train a GPT of the same size on the same random tokens, a step of the one, a step of the other, and so on, in one
-process: drift of the machine meets both alike. nanoGPT runs as its README says for a CPU (float32, no compile), with the
-model and the optimizer of its own model.py; this loop as it chooses for the machine. Median of the steps after warm-up.
+process: drift of the machine meets both alike. nanoGPT runs as its README says for a CPU (float32, no compile), with
+the model and the optimizer of its own model.py; this loop as it chooses for the machine. Median of the steps after
+warm-up.
 
 --shakespeare INPUT.TXT compares whole runs instead: seconds until nanoGPT's CPU quickstart has ended, and until
 config/shakespeare_char.py has, each with the validation loss it reaches.
@@ -33,7 +34,8 @@ from train_gpt2 import make_optimizer
 
 SIZE = dict(block_size=256, n_layer=6, n_head=8, n_embd=256)
 QUICKSTART = (
-    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 --block_size=64 --batch_size=12 "
+    "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
+    "--block_size=64 --batch_size=12 "
     "--n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
 ).split()
 
@@ -165,7 +167,8 @@ def compare_runs(text_path):
         seconds = time.perf_counter() - begin
         last = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
         print(
-            f"config/shakespeare_char.py {seconds:6.1f} s   step {last['step']}: val loss {last['val_loss']:.4f} at {last['sparsity']:.0%} sparsity"
+            f"config/shakespeare_char.py {seconds:6.1f} s   step {last['step']}: val loss "
+            f"{last['val_loss']:.4f} at {last['sparsity']:.0%} sparsity"
         )
 
 
@@ -190,7 +193,8 @@ def main():
     parser.add_argument("--shakespeare", metavar="INPUT.TXT", help="compare whole runs on this text instead")
     args = parser.parse_args()
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
     )
     if args.shakespeare:
         compare_runs(args.shakespeare)

@@ -1,4 +1,4 @@
-"""GPT-2 124M pruned to 50 % by bitter6 (see pruning/criteria.py): tokens, schedule and evaluation as in every recipe here.
+"""GPT-2 124M pruned to 50 % by bitter6 (see pruning/criteria.py): all else as in the other recipes here.
 
 torchrun --nproc_per_node=4 train_gpt2.py config/bitter6.py
 """

@@ -1,4 +1,4 @@
-"""GPT-2 124M pruned to 50 % by |w|·v^¼, from Adam's second moment: the tokens, schedule and evaluation of every recipe here are the same.
+"""GPT-2 124M pruned to 50 % by |w|·v^¼, from Adam's second moment; all else as in the other recipes here.
 
 torchrun --nproc_per_node=4 train_gpt2.py config/bitter7.py
 """

@@ -38,7 +38,8 @@ def write_figure(path, figure, **options):
 
 
 class Lines:
-    """A text file that is appended to. What a disk that is full does not take is kept, and tried again with the next."""
+    """A text file that is appended to. What a disk that is full does not take is kept, and tried again with the
+    next."""
 
     def __init__(self, path):
         self.name, self.file, self.waiting, self.warned = path, open(path, "ab", buffering=0), b"", False

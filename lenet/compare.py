@@ -1,4 +1,5 @@
-"""The whole comparison, or a part of it: six optimizers, pruned in several ways to several sparsities, each with several seeds.
+"""The whole comparison, or a part of it: six optimizers, pruned in several ways to several sparsities, each with
+several seeds.
 
     python -m lenet.compare --data-dir MNIST
 
@@ -157,14 +158,16 @@ def main(arguments=None):
         }
         if not runs:
             raise UserError(
-                f"--runs {' '.join(options.runs)}: matches no run; there are, for example, {', '.join(list(matrix(1))[:5])}"
+                f"--runs {' '.join(options.runs)}: matches no run; there are, for example, "
+                f"{', '.join(list(matrix(1))[:5])}"
             )
         digits = load_digits(options.data_dir)
         folder = options.out / "runs"
         check_writable(folder / "a run")
         todo = missing(runs, folder, digits)
         print(
-            f"{digits.source}: {len(runs)} runs, of which {len(runs) - len(todo)} are done; the same command continues if this is stopped"
+            f"{digits.source}: {len(runs)} runs, of which {len(runs) - len(todo)} are done; the same command "
+            "continues if this is stopped"
         )
         if todo:
             run_all(todo, folder, options.data_dir, options.device, min(options.jobs, len(todo)))

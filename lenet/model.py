@@ -1,9 +1,11 @@
-"""LeNet-5 with batch normalisation, 61,750 parameters, written for speed: the usual layers, computed in an unusual order.
+"""LeNet-5 with batch normalisation, 61,750 parameters, written for speed: the usual layers, computed in an unusual
+order.
 
-A convolution followed by 2×2 max-pooling is computed as four phases: output pixels at (even, even), (even, odd), ... rows and
-columns are four sets of channels of one convolution over the image, whose own pixels were sorted so too. Pooling is then
-the maximum of four contiguous tensors. Batch normalisation and ReLU do not turn an order round, once a negative scale is
-moved into the weights, so they come after pooling, on a quarter of the numbers. The function is the same, up to rounding.
+A convolution followed by 2×2 max-pooling is computed as four phases: output pixels at (even, even), (even, odd), ...
+rows and columns are four sets of channels of one convolution over the image, whose own pixels were sorted so too.
+Pooling is then the maximum of four contiguous tensors. Batch normalisation and ReLU do not turn an order round, once a
+negative scale is moved into the weights, so they come after pooling, on a quarter of the numbers. The function is the
+same, up to rounding.
 """
 
 import torch
@@ -14,7 +16,8 @@ import torch.nn.functional as F
 class LeNet5(nn.Module):
     """conv 1→6, conv 6→16 (5×5, each with batch norm, ReLU, 2×2 max-pooling), then 400→120→84→10 with ReLU.
 
-    The input is [N, 1, 32, 32]; returns logits [N, 10]. (After LeCun et al. 1998; the batch norm is the source project's.)
+    The input is [N, 1, 32, 32]; returns logits [N, 10]. (After LeCun et al. 1998; the batch norm is the source
+    project's.)
     """
 
     def __init__(self):
@@ -38,7 +41,8 @@ def to_phases(x):
 
 
 def phase_kernel(weight):
-    """[O, C, 5, 5] -> [4O, 4C, 3, 3]: the kernel that gives from `to_phases(x)` the phases of the convolution of x by `weight`."""
+    """[O, C, 5, 5] -> [4O, 4C, 3, 3]: the kernel that gives from `to_phases(x)` the phases of the convolution of x by
+    `weight`."""
     return torch.cat(
         [to_phases(F.pad(weight, (column, 1 - column, row, 1 - row))) for row in (0, 1) for column in (0, 1)]
     )
@@ -66,18 +70,19 @@ def convolve_norm_relu_pool(x, conv, norm):
 
 @torch.no_grad()
 def update_running(norm, mean, variance, count):
-    """The running statistics that evaluation uses, as BatchNorm2d keeps them: `variance` is biased, the running one is not."""
+    """The running statistics that evaluation uses, as BatchNorm2d keeps them: `variance` is biased, the running one is
+    not."""
     norm.running_mean.lerp_(mean, norm.momentum)
     norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
     norm.num_batches_tracked += 1
 
 
 class NormReluPool(torch.autograd.Function):
-    """relu(bias + scale · y / sqrt(variance + eps)) of the largest phase, for y [N, 4, O, H, W] whose mean over all but O is
-    zero, and scale >= 0; returns it [N, O, H, W] and the variance [O].
+    """relu(bias + scale · y / sqrt(variance + eps)) of the largest phase, for y [N, 4, O, H, W] whose mean over all but
+    O is zero, and scale >= 0; returns it [N, O, H, W] and the variance [O].
 
-    The gradient for y is that of y before its mean was subtracted; among equal phases the first takes it, as in max_pool2d.
-    The convolution's bias only moves the mean, so its gradient is zero.
+    The gradient for y is that of y before its mean was subtracted; among equal phases the first takes it, as in
+    max_pool2d. The convolution's bias only moves the mean, so its gradient is zero.
     """
 
     @staticmethod
@@ -114,7 +119,8 @@ class NormReluPool(torch.autograd.Function):
 
 
 def spread_fused(y, top, left, slope, shift):
-    """y · slope + shift, with `left` added to the first phase of `y` [N, 4, O, H, W] that equals `top`; one kernel once compiled."""
+    """y · slope + shift, with `left` added to the first phase of `y` [N, 4, O, H, W] that equals `top`; one kernel once
+    compiled."""
     phases = []
     for phase in range(4):
         taken = left * (y[:, phase] == top)

@@ -1,7 +1,8 @@
-"""Figures and a table from stored metrics, without training: python -m lenet.plots FOLDER (whose runs/ lenet.compare filled).
+"""Figures and a table from stored metrics, without training: python -m lenet.plots FOLDER (whose runs/ lenet.compare
+filled).
 
-One style for all: a colour is a method, a line's dashes and a marker are a sparsity; bands and error bars are one standard
-deviation over seeds. The colours are Okabe and Ito's, which people with any colour vision can tell apart.
+One style for all: a colour is a method, a line's dashes and a marker are a sparsity; bands and error bars are one
+standard deviation over seeds. The colours are Okabe and Ito's, which people with any colour vision can tell apart.
 """
 
 import sys
@@ -112,7 +113,8 @@ def load(paths):
 
 
 def styles(groups):
-    """A dict of colour, dashes and marker for each group: by method and sparsity within one optimizer, else all different."""
+    """A dict of colour, dashes and marker for each group: by method and sparsity within one optimizer, else all
+    different."""
     if len({group.optimizer for group in groups}) == 1 and all(group.method in METHODS for group in groups):
         return [
             dict(
@@ -281,7 +283,8 @@ def compare_optimizers(groups, name, path):
 
 
 def memory_rows(groups):
-    """[(label, kB of weights, states and buffers as measured here, kB as the source counts)] of optimizers with and without pruning."""
+    """[(label, kB of weights, states and buffers as measured here, kB as the source counts)] of optimizers with and
+    without pruning."""
     rows = []
     for group in groups:
         if (group.method, group.sparsity) in (("dense", 0), ("movement", 90), ("magnitude", 90), ("bitter0", 90)):
@@ -298,7 +301,8 @@ def memory_rows(groups):
 
 
 def memory_efficiency(groups, path):
-    """Bytes by optimizer and method, and what each saves against SGD with movement pruning, by the source's account and by ours."""
+    """Bytes by optimizer and method, and what each saves against SGD with movement pruning, by the source's account and
+    by ours."""
     rows = memory_rows(groups)
     if not any(label == "SGD movement" for label, *_ in rows):
         return

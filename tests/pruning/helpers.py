@@ -30,7 +30,8 @@ def by_exp_avg(exp_avg):
 
 
 def lowest(scores, pruned, k, caps=None):
-    """The reference: booleans of the k first weights in the order (not pruned, score, position), none beyond its layer's cap.
+    """The reference: booleans of the k first weights in the order (not pruned, score, position), none beyond its
+    layer's cap.
 
     scores, pruned: lists of flat arrays, one a layer.
     """

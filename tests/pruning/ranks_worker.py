@@ -208,7 +208,7 @@ def main(kind, folder, other=None):
     sys.stdout.flush()
     os._exit(
         0
-    )  # what is to be said is written; the threads of several groups and an interpreter's end do not always part in peace
+    )  # what is to be said is written; threads of several groups and an interpreter's end do not always part well
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_a_nan_is_noticed_and_infinities_are_not_taken_for_one(nan, sampled):
         key = torch.cat([key, torch.tensor([PRUNED, EXCLUDED], dtype=torch.int32)])
         sample = ([key], len(key)) if sampled else None
         with pytest.raises(FloatingPointError) if bad else contextlib.nullcontext():
-            kth_smallest(lambda: [(0, key)], 2, 1, key.device, lambda x: x, sample)
+            kth_smallest(lambda key=key: [(0, key)], 2, 1, key.device, lambda x: x, sample)
 
 
 @pytest.mark.parametrize("criterion", ["bitter7", "bitter5", "random", "movement"])
