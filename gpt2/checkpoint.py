@@ -190,6 +190,8 @@ def open_tensors(path, name):
         file = safe_open(path / name, "pt")
     except SafetensorError as error:
         raise UserError(f"{path / name}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path / name}: {error}; out_dir must be on storage that all machines see") from None
     return {key: file.get_slice(key) for key in file.keys()}
 
 

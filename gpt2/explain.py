@@ -42,6 +42,8 @@ def explanation(error, config):
     if isinstance(error, torch.distributed.DistNetworkError) and "failed to connect" in text:
         there = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return f"the main rank at {there} cannot be reached: {first_line(error)}"
+    if "connectFullMesh" in text:
+        return f"the ranks cannot reach each other: {first_line(error)}; GLOO_SOCKET_IFNAME names the network to use"
     if isinstance(error, torch.distributed.DistBackendError) and "unhandled" in text:
         return f"NCCL failed: {first_line(error)}; NCCL_DEBUG=INFO says more"
     return None

@@ -54,6 +54,7 @@ class Stops:
 
     def __exit__(self, *error):
         self.rest()
+        signal.alarm(0)
         for number, handler in self.before.items():
             signal.signal(number, handler)
 

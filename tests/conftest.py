@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.zygote import Zygote
+
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 SMALL = [
@@ -94,6 +96,13 @@ def start(program, *arguments, ranks=None, env=(), **options):
     )
     STARTED.append(process)
     return process
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    """Starts runs of train_gpt2.py in a second each."""
+    with Zygote() as running:
+        yield running
 
 
 def run(program, *arguments, ranks=None, check=True, env=(), **options):

@@ -41,17 +41,17 @@ def loads(arguments):
     return config
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(KEYS, TEXTS).map(lambda pair: f"--{pair[0]}={pair[1]}") | st.text(max_size=10), max_size=5))
-def test_300_command_lines(arguments):
+def test_150_command_lines(arguments):
     loads(arguments)
 
 
 @settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.dictionaries(st.sampled_from(sorted(FIELDS)), VALUES, max_size=4))
-def test_300_config_files(tmp_path, values):
+def test_150_config_files(tmp_path, values):
     path = tmp_path / "config.py"
     path.write_text(
         "".join(f"{key} = {value!r}\n" for key, value in values.items()), encoding="utf-8", errors="replace"

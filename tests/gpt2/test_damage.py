@@ -11,10 +11,10 @@ import torch
 
 from gpt2 import checkpoint, writer
 from gpt2.errors import UserError
+from gpt2.files import Lines
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
 from tests.conftest import PRUNED, SMALL
-from tests.zygote import Zygote
 
 STEPS = (10, 20)
 
@@ -202,7 +202,7 @@ def test_states_of_another_shape_are_refused(tmp_path):
         checkpoint.load_optimizer(make_optimizer(model, Settings), model.tensors(), states)
 
 
-def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data_dir, tmp_path):
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(zygote, data_dir, tmp_path):
     """RLIMIT_FSIZE lets every file grow to 64 KiB alone: the checkpoint of the run does not fit."""
     arguments = [
         *SMALL,
@@ -211,22 +211,17 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(data_dir, tmp_path):
         f"--data_dir={data_dir}",
         f"--out_dir={tmp_path / 'run'}",
     ]
-    with Zygote() as zygote:
-        done = zygote.run(*arguments, limits={"RLIMIT_FSIZE": 1 << 16})
-        lines = done.refused()
-        assert (
-            len(lines) == 1 and "step 30 could not be written" in lines[0] and "give the same command again" in lines[0]
-        )
-        for step in (10, 20, 30):
-            assert f"step {step} could not be written" in done.output
-        assert os.listdir(tmp_path / "run" / "checkpoints") == []
-        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 30
-        assert zygote.run(*arguments).codes == [0], "with room again, the same command is right"
+    done = zygote.run(*arguments, limits={"RLIMIT_FSIZE": 1 << 16})
+    lines = done.refused()
+    assert len(lines) == 1 and "step 30 could not be written" in lines[0] and "give the same command again" in lines[0]
+    for step in (10, 20, 30):
+        assert f"step {step} could not be written" in done.output
+    assert os.listdir(tmp_path / "run" / "checkpoints") == []
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 30
+    assert zygote.run(*arguments).codes == [0], "with room again, the same command is right"
 
 
 def test_metrics_of_a_disk_that_was_full_for_a_while_are_not_lost(tmp_path, monkeypatch, capfd):
-    from gpt2.files import Lines
-
     lines = Lines(tmp_path / "metrics.jsonl")
 
     class Full:

@@ -7,14 +7,12 @@ import pytest
 from gpt2.errors import UserError
 from gpt2.restarts import count_restart
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of, run
-from tests.zygote import Zygote
 
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
 
 
-def test_a_killed_rank_is_replaced_and_the_run_ends_bitwise_the_same(data_dir, tmp_path):
-    with Zygote() as zygote:
-        assert zygote.run(*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'whole'}", ranks=2).codes == [0, 0]
+def test_a_killed_rank_is_replaced_and_the_run_ends_bitwise_the_same(zygote, data_dir, tmp_path):
+    assert zygote.run(*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'whole'}", ranks=2).codes == [0, 0]
     program = "-m torch.distributed.run --standalone --nproc_per_node=2 --max-restarts=3 train_gpt2.py"
     arguments = [*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'killed'}"]
     done = run(program, *arguments, env={"ADAMWPRUNE_FAULT": "in_update:15:SIGKILL:1"})

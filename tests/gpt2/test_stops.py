@@ -7,15 +7,8 @@ import pytest
 from gpt2.lock import only_run_in
 from gpt2.stops import Stopped, Stops
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
-from tests.zygote import Zygote
 
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with Zygote() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
