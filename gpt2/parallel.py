@@ -68,9 +68,22 @@ def start(device="auto", alone=False, deterministic=False, timeout=600.0):
             "nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout),
             device_id=device if device.type == "cuda" else None,
-            **({} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)),
+            store=meeting_point(timeout) if "RANK" in os.environ else dist.HashStore(),
+            rank=int(os.environ.get("RANK", 0)),
+            world_size=size,
         )
     return World(int(os.environ.get("RANK", 0)), size, device)
+
+
+def meeting_point(timeout):
+    """The store through which the ranks find each other, apart for each restart by torchrun.
+
+    torchrun keeps one store for all restarts: in it a rank may find the address that another one had before it died.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_master = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
+    store = dist.TCPStore(address, port, is_master=is_master, timeout=timedelta(seconds=timeout))
+    return dist.PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def check_driver(device):
