@@ -1,8 +1,8 @@
 """What is only tried: functions of a few lines that change a run before its first step. What wins moves to pruning/.
 
 A plan's arm names one under "change", with its options: {"change": ("density_lr", {"power": 0.5, "most": 2.0})}. It is
-called with (model, optimizer, pruner, config) before a checkpoint is loaded and returns the pruner of the run. What it
-must remember, it keeps in the optimizer's state or in the pruner, so that a run continues from a checkpoint.
+called with (model, optimizer, pruner, config) before the pruner's state is loaded and returns the pruner of the run.
+What it must remember, it keeps in the optimizer's state or in the pruner, so that a run continues from a checkpoint.
 """
 
 import torch
