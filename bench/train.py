@@ -43,9 +43,9 @@ QUICKSTART = (
 def ours(vocab_size, batch_size):
     """(what this loop does in a step, how it was run)."""
     world = parallel.start()
-    config = Config(vocab_size=vocab_size, **SIZE)
+    config = Config(vocab_size=vocab_size, bias=False, **SIZE)
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size=vocab_size, **SIZE)).to(world.device)
+    model = GPT(GPTConfig(vocab_size=vocab_size, bias=False, **SIZE)).to(world.device)
     dtype, compiling = (
         parallel.compute_dtype("auto", world.device),
         parallel.should_compile("auto", world.device, vocab_size),

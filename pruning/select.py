@@ -28,7 +28,7 @@ def order_key(scores):
     "Radix tricks").
     """
     bits = (scores + 0.0).view(torch.int32)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))
 
 
 def score_of(key):
@@ -117,7 +117,7 @@ def search_window(keys, k, first, bits, layers, device, all_reduce):
     def offsets():
         for layer, key in (part for part in keys() if part[1].numel()):
             most[layer] += torch.le(key, first + (size - 1), out=torch.empty_like(key)).sum(dtype=torch.int32)
-            magnitude = (key ^ (key >> 31)).add_(1)  # by 1 too large, so that PRUNED and EXCLUDED wrap below zero
+            magnitude = (key >> 31).bitwise_xor_(key).add_(1)  # by 1 too large, so that PRUNED and EXCLUDED wrap below zero
             worst[layer] = torch.maximum(worst[layer], magnitude.max())
             offset = key - first
             yield offset, (offset >> bits) == 0
