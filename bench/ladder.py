@@ -197,9 +197,9 @@ def page(runs):
     lines = [
         "# Speed, step by step",
         "",
-        "Written by `python -m bench.ladder` from results/speed/*.json. Each row has one thing more than the row above;",
-        "`gain` is against that row, for the rows with pruning against the unpruned loop. Medians of interleaved steps",
-        f"after {WARMUP} that are not counted; spread is (slowest - fastest) / median. 6 layers, 256 wide, context 256,",
+        "Written by `python -m bench.ladder` from results/speed/*.json. Each row has one thing more than the row",
+        "above; `gain` is against that row, of the rows with pruning against the unpruned loop. Medians of turns,",
+        f"the first {WARMUP} not counted; spread is (slowest - fastest) / median. 6 layers, 256 wide, context 256,",
         "batch 16, random tokens: the loss shows that all rungs compute the same.",
         "nanoGPT: its own model.py and optimizer, run as its README says for the device.",
     ]

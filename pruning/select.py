@@ -117,7 +117,7 @@ def search_window(keys, k, first, bits, layers, device, all_reduce):
     def offsets():
         for layer, key in (part for part in keys() if part[1].numel()):
             most[layer] += torch.le(key, first + (size - 1), out=torch.empty_like(key)).sum(dtype=torch.int32)
-            magnitude = (key >> 31).bitwise_xor_(key).add_(1)  # by 1 too large, so that PRUNED and EXCLUDED wrap below zero
+            magnitude = (key >> 31).bitwise_xor_(key).add_(1)  # 1 too large: PRUNED and EXCLUDED wrap
             worst[layer] = torch.maximum(worst[layer], magnitude.max())
             offset = key - first
             yield offset, (offset >> bits) == 0
