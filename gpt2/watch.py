@@ -51,7 +51,7 @@ class Watch:
     def look(self):
         """Which ranks are to blame, and a word for it; nothing where the run has been let go in between."""
         before = self.read()
-        if self.ended.wait(3 * self.beat):
+        if self.ended.wait(6.0):  # a machine under load may keep a thread from its turn for seconds
             return None
         self.tell()
         after = self.read()
