@@ -249,12 +249,15 @@ def headline(study):
         whole, optimizer, criterion = (
             f"{percent(scale * c.mean)} % (95 %: {percent(scale * c.low)} to {percent(scale * c.high)})" for c in parts
         )
+        named = zip(("the whole", "the optimizer's part", "the criterion's part"), parts)
+        unsettled = [name for name, c in named if c.low <= 0 <= c.high]
         size = next(iter(results.values()))["parameters"]
         return (
             f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {len(both)} seeds), "
             f"bitter7 under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity, as of GPT-2 tokens. "
             f"The optimizer alone makes {optimizer}, the criterion alone {criterion}. "
             "The 15.6 % of the source's documents compare both at once."
+            + (f" Inside its interval, so not shown: {', '.join(unsettled)}." if unsettled else "")
         )
     return "The main question is open: fewer than two seeds are done."
 
