@@ -1,7 +1,7 @@
 """Size of a pruned GPT-2 as a dense file, compressed with zstd, and as a bitmask: python -m bench.bitmask
 
-Weights are normal numbers, of which the smallest in magnitude are zero: what compresses is the zeros alone, as in a
-trained model, whose mantissas are noise too. Through the export's own code, in bfloat16; zstd at its default level and
+Weights are normal numbers, of which the smallest in magnitude are zero: zeros and exponents compress, mantissas are
+noise, as in a trained model. Through the export's own code, in bfloat16; zstd at its default level and
 at 10.
 """
 
