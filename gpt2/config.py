@@ -318,7 +318,7 @@ SYNONYMS = {
 def nearest(word, words):
     """' (did you mean X?)' or nothing: a synonym, initials (lr), part of a name (sparsity), or a slip of the keys."""
     word, words = str(word).replace("-", "_").lower(), [str(w) for w in words]
-    initials = {"".join(part[0] for part in w.split("_")): w for w in words if "_" in w}
+    initials = {"".join(part[:1] for part in w.split("_")): w for w in words if "_" in w}
     match = SYNONYMS.get(word, initials.get(word))
     if match not in words:
         close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
