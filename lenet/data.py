@@ -60,7 +60,7 @@ def normalised(images, device):
 def read_folder(folder):
     """[(images, labels) of train, of test], uint8 [N, 28, 28] and [N], 0 to 9."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+        raise UserError(f"{folder}: has no {FILES['train'][0]}, as there is no such folder")
     tables = [path for name in TABLES if (path := located(folder, [name]))]
     if len(tables) == 2 and not any(located(folder, names(name)) for name in FILES["train"]):
         splits = [(path, path, *read_table(path)) for path in tables]

@@ -77,7 +77,7 @@ def test_mnist_as_tables(header, tmp_path):
 
 
 def test_a_folder_that_is_none_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: has no train-images-idx3-ubyte, as there is no such folder"):
         load_digits(tmp_path / "nowhere")
 
 
