@@ -9,4 +9,4 @@ from config.source.common import *  # noqa: F403
 out_dir = "out/source_dense"
 
 criterion = "none"
-del target_sparsity, schedule, prune_begin, prune_end, prune_interval  # noqa: F405: without a criterion they mean nothing
+del target_sparsity, schedule, prune_begin, prune_end, prune_interval  # noqa: F821
