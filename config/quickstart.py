@@ -1,5 +1,5 @@
-"""A character GPT of 0.8 million parameters that learns the King James Bible and is pruned to 50 % on the way: about a
-minute on two CPU cores, and everything that a large run does."""
+"""A character GPT of 0.8 million parameters that learns the King James Bible and is pruned to 50 % on the way: a few
+minutes on two CPU cores, and everything that a large run does."""
 
 out_dir = "out/quickstart"
 data_dir = "data/quickstart"

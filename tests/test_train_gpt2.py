@@ -190,6 +190,7 @@ def test_a_finished_or_different_run_is_left_alone(undisturbed, data_dir):
     before = {p: p.read_bytes() for p in undisturbed.rglob("*") if p.is_file()}
     done = train(data_dir, undisturbed, *PRUNED)
     assert "is finished (30 of 30 steps) at 50.00% sparsity" in done.stdout and not done.stderr
+    assert ", val_loss " in done.stdout
     for arguments, expected in (
         (["--init_from=scratch"], "holds a run already"),
         (["--n_layer=3"], "n_layer is 2 there, 3 here"),
