@@ -4,8 +4,8 @@
     torchrun --nproc_per_node=4 train_gpt2.py config/bitter7.py --batch_size=32
     python train_gpt2.py --help
 
-Read it from `train` at the bottom: everything a run does happens there, in that order. The same command starts a run
-and continues it: the batch, the dropout masks and the learning rate of a step depend on (seed, step) alone, so a run
+Read it from `run`: everything a run does happens there, in that order. The same command starts a run and
+continues it: the batch, the dropout masks and the learning rate of a step depend on (seed, step) alone, so a run
 that was killed and continued from a checkpoint ends where it would have ended.
 """
 

@@ -195,6 +195,11 @@ def open_tensors(path, name):
     return {key: file.get_slice(key) for key in file.keys()}
 
 
+def owned(tensors, owner):
+    """Those of `tensors` whose names begin with `owner`, by the rest of their names."""
+    return {name.removeprefix(owner): tensor for name, tensor in tensors.items() if name.startswith(owner)}
+
+
 def shape_of(source):
     """The shape, as a list, of a tensor or of what `open_tensors` gives."""
     return source.get_shape() if hasattr(source, "get_shape") else list(source.shape)

@@ -7,6 +7,7 @@ Weights are read tensor by tensor, when they are asked for; nothing that is read
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ def find(path):
     folder, manifest = checkpoint.at(path)
     config = run_config(manifest["config"], f"{folder}/manifest.json")
     file = hugging_face.open_safetensors(folder / "model.safetensors")
-    tensors = {name: reader(file.get_tensor, name) for name in file.keys()}
+    tensors = {name: partial(file.get_tensor, name) for name in file.keys()}
     return Found(folder, "checkpoint", sizes_in(config), tensors, config, manifest)
 
 
@@ -69,7 +70,7 @@ def is_hugging_face(path):
 def find_bitmask(path):
     try:
         file = bitmask.open_file(path)
-        tensors = {name: reader(lambda name: bitmask.read(file, name), name) for name in bitmask.names(file)}
+        tensors = {name: partial(bitmask.read, file, name) for name in bitmask.names(file)}
         facts = known(path)
         sizes = GPTConfig(
             **{f.name: json.loads((path / ORIGIN).read_text())["sizes"][f.name] for f in fields(GPTConfig)}
@@ -77,10 +78,6 @@ def find_bitmask(path):
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a bitmask export: {error}") from None
     return Found(path, "bitmask", sizes, tensors, **facts)
-
-
-def reader(read, name):
-    return lambda: read(name)
 
 
 def known(path):

@@ -26,10 +26,10 @@ def keeper(model, optimizer):
 
 
 def continue_pruner(pruner, model, optimizer, config, path, manifest):
-    """The run's Pruner, or None, as it goes on from the checkpoint at `path`, whose weights the model has: its zeros
-    stay
-    zeros, also where it was pruned and there is no criterion now. UserError where what the config asks for cannot
-    follow."""
+    """The run's Pruner, or None, as it goes on from the checkpoint at `path`, whose weights the model has.
+
+    Their zeros stay zeros, also where they were pruned and there is no criterion now. UserError where what the config
+    asks for cannot follow."""
     saved = manifest["pruner"]
     if pruner is None and config.keep_zeros and saved.get("pruned"):
         pruner = keeper(model, optimizer)
@@ -39,8 +39,7 @@ def continue_pruner(pruner, model, optimizer, config, path, manifest):
     try:
         if saved and pruned_then == pruning_now:
             tensors = checkpoint.open_tensors(path, "optimizer.safetensors")
-            own = {key.removeprefix("pruner."): t for key, t in tensors.items() if key.startswith("pruner.")}
-            pruner.load_state_dict(saved | {"buffers": own})
+            pruner.load_state_dict(saved | {"buffers": checkpoint.owned(tensors, "pruner.")})
         else:
             pruner.continue_from(manifest["step"])
     except ValueError as error:

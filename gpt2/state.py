@@ -24,8 +24,7 @@ def restore(path, manifest, model, optimizer, spam, guard):
     checkpoint.load_model(model, checkpoint.open_tensors(path, "model.safetensors"))
     tensors = checkpoint.open_tensors(path, "optimizer.safetensors")
     checkpoint.load_optimizer(optimizer, model.tensors(), tensors)
-    of = lambda owner: {key.removeprefix(owner): t for key, t in tensors.items() if key.startswith(owner)}
     for owner, piece in (("spam.", spam), ("guard.", guard)):
         if piece:
-            piece.load_state_dict({name: tensor[...] for name, tensor in of(owner).items()})
+            piece.load_state_dict({name: tensor[...] for name, tensor in checkpoint.owned(tensors, owner).items()})
     return manifest["step"]

@@ -52,10 +52,8 @@ class PruningCallback(TrainerCallback):
         if back := self.pruner.came_back():
             warnings.warn(
                 f"the model is {self.pruner.sparsity:.2%} sparse: {back:,} of the {self.pruner.claimed:,} weights "
-                "that were pruned are "
-                "not zero. load_best_model_at_end puts back a checkpoint from before the last update where that has "
-                "the best "
-                f"metric (here {state.best_model_checkpoint})",
+                "that were pruned are not zero. load_best_model_at_end puts back a checkpoint from before the last "
+                f"update where that has the best metric (here {state.best_model_checkpoint})",
                 stacklevel=2,
             )
 

@@ -58,8 +58,7 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     if not layers:
         raise ValueError(
             "the model has no prunable weight: no Linear, attention or convolution that trains and is not tied to an "
-            "embedding; "
-            "prunable=lambda name, parameter: ... can choose others"
+            "embedding; prunable=lambda name, parameter: ... can choose others"
         )
     if not prunable:
         warn_of_what_is_left_out(model, chosen)

@@ -117,8 +117,7 @@ class Pruner:
         if self.target_sparsity and self.claimed > round(self.target_sparsity * self.prunable):
             raise ValueError(
                 f"target_sparsity={self.target_sparsity} is below the {self.claimed / self.prunable:.2%} of the "
-                "prunable weights "
-                "that are zero already: raise it, or let them train again with keep_zeros=False"
+                "prunable weights that are zero already: raise it, or let them train again with keep_zeros=False"
             )
 
     # ---- the calls of a training loop ----
@@ -241,8 +240,7 @@ class Pruner:
         if back := self.came_back(zeros):
             raise RuntimeError(
                 f"{back:,} of {self.claimed:,} pruned weights are not zero any more: call mask_gradients() after "
-                "backward and before "
-                f"{type(self.scores.optimizer).__name__}.step(), and change no weights in between"
+                f"backward and before {type(self.scores.optimizer).__name__}.step(), and change no weights in between"
             )
 
     def apply_to(self, model: nn.Module) -> None:
@@ -274,8 +272,7 @@ class Pruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule, allocation and
         a target that can still be reached may differ from those it was saved with. ValueError where criterion or
-        pattern
-        do, where the target cannot be reached, or where the model has fewer zeros than were pruned."""
+        pattern do, where the target cannot be reached, or where the model has fewer zeros than were pruned."""
         for name, ours in self.identity().items():
             if state[name] != ours:
                 raise ValueError(f"the saved state is of {name}={state[name]}, this Pruner has {name}={ours}")

@@ -68,8 +68,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], s
     if "ZeroRedundancyOptimizer" in kinds:
         raise ValueError(
             "ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: "
-            "use FSDP2 "
-            "(fully_shard) to shard states and weights alike, or a plain optimizer under DDP"
+            "use FSDP2 (fully_shard) to shard states and weights alike, or a plain optimizer under DDP"
         )
     if kinds & MATRIX:
         raise ValueError(
@@ -90,8 +89,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], s
         if group is None:
             raise ValueError(
                 f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped "
-                "or sharded, and the "
-                "optimizer from that model; or leave the layer out with prunable="
+                "or sharded, and the optimizer from that model; or leave the layer out with prunable="
             )
         if group.get("eps") == 0:
             raise ValueError(
