@@ -9,7 +9,6 @@ import torch
 
 from pruning import Pruner
 from pruning.regrow import Regrow
-from pruning.schedule import sparsity_at
 from pruning.straight_through import StraightThrough
 
 
@@ -41,8 +40,7 @@ def density_lr(model, optimizer, pruner, config, power=0.5, most=2.0):
     optimizer.add_param_group({name: value for name, value in group.items() if name != "params"} | {"params": own})
 
     def before(*hook):
-        sparsity = sparsity_at(pruner.steps, pruner.schedule, pruner.target_sparsity, pruner.begin, pruner.end)
-        optimizer.param_groups[-1]["lr"] *= min(most, (1 - sparsity) ** -power)
+        optimizer.param_groups[-1]["lr"] *= min(most, (1 - pruner.sparsity) ** -power)
 
     optimizer.register_step_pre_hook(before)
     return pruner

@@ -175,7 +175,10 @@ def judge(claim, study):
 
 
 def cost(study):
-    """A row a plan: what is done of it, epochs of data, hours, machines, versions and commits."""
+    """A row a plan: what is done of it, epochs of data, hours, machines, versions and commits.
+
+    The hours of a run that several plans have are those of the plan that made it.
+    """
     rows = [
         "| plan | runs done | of | epochs of data | hours | machine | torch | commits |",
         "|---|---:|---:|---:|---:|---|---|---|",
@@ -183,7 +186,7 @@ def cost(study):
     for plan, results in study:
         runs = list(results.values())
         epochs = sorted({f"{r['epochs']:.2f}" for r in runs})
-        hours = math.fsum(r["seconds"] for r in runs) / 3600
+        hours = math.fsum(r["seconds"] for r in runs if "made_as" not in r) / 3600
         machines = sorted({f"{r['machine']['processor']} ({r['machine']['capability']})" for r in runs})
         versions = sorted({r["versions"]["torch"] for r in runs})
         commits = sorted({r["commit"][:9] + r["commit"][40:] for r in runs})

@@ -33,7 +33,7 @@ from gpt2.progress import progress
 from pruning.layers import find_layers
 from study import data
 from study.arms import ARMS
-from study.plan import RESULTS, load_plan, problems
+from study.plan import RESULTS, expected, facts_of, load_plan, problems
 
 CURVE = ("step", "tokens", "train_loss", "val_loss", "learning_rate", "grad_norm", "sparsity")
 
@@ -193,26 +193,55 @@ def compare(plan, arm, seed, result, args):
 
 def read_results(plan, results):
     """file name -> result, of all that lie in the plan's folder. UserError for what cannot be read."""
-    found = {}
-    for path in sorted((Path(results) / plan.name).glob("*.json")):
-        try:
-            found[path.name] = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    return found
+    return {path.name: read_result(path) for path in sorted((Path(results) / plan.name).glob("*.json"))}
+
+
+def read_result(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
 
 
 # ---- all of them ----
 
 
+def take_over(plan, todo, results):
+    """Write the results of those runs in todo that another plan has made, under this plan's names; returns the others.
+
+    A run is the same if its config (places apart), change, text, tokens and torch version are.
+    """
+    made = {}
+    for path in sorted(Path(results).glob("*/*-seed*.json")):
+        if path.parent.name != plan.name:
+            result = read_result(path)
+            made[identity(facts_of(result), result["versions"]["torch"])] = path, result
+    left = []
+    for arm, seed in todo:
+        path, result = made.get(identity(expected(plan, arm, seed), torch.__version__), (None, None))
+        if result is None:
+            left.append((arm, seed))
+            continue
+        own = plan.path(arm, seed, results)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        write_json(own, {**result, "plan": plan.name, "arm": arm, "made_as": f"{path.parent.name}/{path.stem}"})
+    return left
+
+
+def identity(facts, version):
+    """What equal runs share, as a string; a build of a torch version is as good as another."""
+    return json.dumps([facts, version.partition("+")[0]], sort_keys=True)
+
+
 def run_all(plan, args):
     """Start what is missing, `jobs` at a time; returns how many runs failed."""
     data.prepare(plan.text, data_dir(plan, args))
-    if unfair := problems(plan, read_results(plan, args.results)):
-        raise UserError("\n".join(unfair))
     seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else plan.seeds
     runs = [(arm, seed) for arm, seed in plan.runs() if seed in seeds and re.search(args.arms or "", arm)]
     todo = [run for run in runs if plan.path(*run, args.results).exists() == args.repeat]
+    todo = todo if args.repeat else take_over(plan, todo, args.results)
+    if unfair := problems(plan, read_results(plan, args.results)):
+        raise UserError("\n".join(unfair))
     log = Path(args.work) / plan.name / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")

@@ -19,7 +19,7 @@ from gpt2.errors import UserError
 from study import report
 from study.arms import ARMS
 from study.plan import NAMES, load_plan, problems
-from study.run import parse, read_results, run_all, run_one, table
+from study.run import parse, read_results, run_all, run_one, table, take_over
 from tests.conftest import ROOT
 
 PLAN = """
@@ -108,6 +108,28 @@ def test_killed_and_started_again_it_ends_the_same(results, folder, plan, monkey
     again = read_results(plan, args.results)["magnitude-seed1.json"]
     assert again["val_loss"] == results["magnitude-seed1.json"]["val_loss"]
     assert [point["step"] for point in again["curve"]] == [8, 16, 24]
+
+
+def test_what_another_plan_has_made_is_taken_over_and_what_differs_is_not(results, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    shutil.copytree(folder / "results", folder / "shared")
+    shutil.rmtree(folder / "shared" / "report", ignore_errors=True)
+    twin = folder / "twin.py"
+    arms = """arms = {
+        "twin": dict(criterion="magnitude", target_sparsity=0.9),
+        "shorter": dict(criterion="magnitude", target_sparsity=0.9, prune_end=16),
+        "sparser": dict(criterion="magnitude", target_sparsity=0.95),
+    }
+pairs = []
+seeds = (0, 1)"""
+    twin.write_text((folder / "toy.py").read_text() + arms)
+    args = parse([str(twin), f"--results={folder / 'shared'}", f"--work={folder / 'work' / 'shared'}"])
+    plan = load_plan(twin)
+    assert take_over(plan, plan.runs(), args.results) == [run for run in plan.runs() if run[0] != "twin"]
+    taken = read_results(plan, args.results)
+    assert sorted(taken) == ["twin-seed0.json", "twin-seed1.json"] and problems(plan, taken) == []
+    assert taken["twin-seed1.json"]["made_as"] == "toy/magnitude-seed1"
+    assert taken["twin-seed1.json"]["curve"] == results["magnitude-seed1.json"]["curve"]
 
 
 def test_a_run_repeats_from_its_result_and_one_that_does_not_is_told(results, folder, plan, monkeypatch, capsys):
