@@ -126,11 +126,42 @@ def early_table(plan, results):
     steps = sorted({point["step"] for r in results.values() for point in r["curve"]})
     rows = ["| arm | " + " | ".join(f"step {step}" for step in steps) + " |", "|---|" + "---:|" * len(steps)]
     for arm in arms:
-        curves = [{p["step"]: p["val_loss"] for p in r["curve"]} for r in results.values() if r["arm"] == arm]
+        curves = list(curves_of(results, arm).values())
         if curves:
             means = [math.fsum(curve[step] for curve in curves) / len(curves) for step in steps]
             rows.append(f"| {arm} | " + " | ".join(f"{math.exp(mean):.2f}" for mean in means) + " |")
     return "\n".join(rows)
+
+
+def early_gaps(study, path):
+    """A row a pair that differs in the optimizer: ratio of perplexities after a seventh of the run, and at its end.
+
+    After a seventh of its run the source's gap is largest. Ratios are of GPT-2's tokens, as the source's.
+    """
+    rows = ["| where | arm / against | n | ratio after a seventh | at the end |", "|---|---|---:|---:|---:|"]
+    ends = {run: float(points[-1]["val_perplexity"]) for run, points in source_runs(path).items()}
+    early = {run: float(at_1000(points)["val_perplexity"]) for run, points in source_runs(path).items()}
+    spam, adamw = "gpt2_adamwspam_magnitude_50", "gpt2_adamwprune_bitter7_state_50"
+    ratios = [f"{table[spam] / table[adamw]:.3f}" for table in (early, ends)]
+    rows.append(f"| source | magnitude, AMSGrad + SPAM / bitter7, AdamW, 50% | 1 | {' | '.join(ratios)} |")
+    for plan, results in study:
+        for arm, against in plan.pairs:
+            optimizers = {plan.config(name, plan.seeds[0]).optimizer for name in (arm, against)}
+            curves = [curves_of(results, name) for name in (arm, against)]
+            seeds = sorted(curves[0].keys() & curves[1].keys())
+            if len(optimizers) == 2 and seeds:
+                steps = curves[0][seeds[0]]
+                seventh = min(steps, key=lambda step: abs(step - max(steps) / 7))
+                scale = plan.text.characters_per_token / len(seeds)
+                gaps = [math.fsum(curves[0][s][at] - curves[1][s][at] for s in seeds) for at in (seventh, max(steps))]
+                ratios = " | ".join(f"{math.exp(scale * gap):.3f}" for gap in gaps)
+                rows.append(f"| {plan.name} | {arm} / {against} | {len(seeds)} | {ratios} |")
+    return "\n".join(rows)
+
+
+def curves_of(results, arm):
+    """seed -> {step: validation loss}."""
+    return {r["seed"]: {p["step"]: p["val_loss"] for p in r["curve"]} for r in results.values() if r["arm"] == arm}
 
 
 TABLES = {"arms": arms_table, "pairs": pairs_table, "early": early_table}
@@ -214,20 +245,29 @@ def states(path):
 
 def source_table(path):
     """A row a published run of the source: its optimizer, and how sparse it was where its perplexity is quoted from."""
-    runs = {}
-    with open(path) as file:
-        for row in csv.DictReader(file):
-            runs.setdefault(row["run"], []).append(row)
     rows = [
         "| run | optimizer | perplexity at step 1,000 | sparsity there | last step | perplexity | sparsity there |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for run, points in runs.items():
-        early, last = next(p for p in points if p["step"] == "1000"), points[-1]
+    for run, points in source_runs(path).items():
+        early, last = at_1000(points), points[-1]
         optimizer = "AMSGrad + SPAM" if "adamwspam" in run else "AdamW"
         numbers = [f"{float(p['val_perplexity']):.2f} | {float(p['sparsity']):.1%}" for p in (early, last)]
         rows.append(f"| {run} | {optimizer} | {numbers[0]} | {int(last['step']):,} | {numbers[1]} |")
     return "\n".join(rows)
+
+
+def source_runs(path):
+    """run -> its rows, in order of steps."""
+    runs = {}
+    with open(path) as file:
+        for row in csv.DictReader(file):
+            runs.setdefault(row["run"], []).append(row)
+    return runs
+
+
+def at_1000(points):
+    return next(point for point in points if point["step"] == "1000")
 
 
 def percent(difference):
@@ -268,7 +308,7 @@ def headline(study):
 def blocks(study, out):
     """name -> text of each generated part of docs/study.md; out: the folder of the figures."""
     made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
-    made["source"] = source_table(SOURCE)
+    made |= {"source": source_table(SOURCE), "early_gaps": early_gaps(study, SOURCE)}
     made |= {"states": states(out.parent / "states.json"), "figures": pictures(out)}
     for plan, results in study:
         made |= {f"{plan.name}_{part}": table(plan, results) for part, table in TABLES.items()}
