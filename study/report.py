@@ -32,6 +32,7 @@ CAPTIONS = {
     "eps": "v against the eps of 1e-8",
     "averages": "a gradient and its averages",
 }
+OPEN = "The main question is open: fewer than two seeds are done."
 LEAST = 3  # seeds below which nothing is concluded
 
 
@@ -184,25 +185,23 @@ def ledger(study):
 
 
 def judge(claim, study):
-    """(supported, refuted, neutral or open, the Comparison or None): corrected as one of its plan's pairs."""
-    for plan, results in study:
-        if plan.name != claim.plan:
-            continue
-        pairs = list(plan.pairs)
-        turned = (claim.against, claim.arm) in pairs
-        if not turned and (claim.arm, claim.against) not in pairs:
-            pairs.append((claim.arm, claim.against))
-        found = [compare(losses_of(results, arm), losses_of(results, against)) for arm, against in pairs]
-        place = pairs.index((claim.against, claim.arm) if turned else (claim.arm, claim.against))
-        said = verdict(found[place], holm([c.p for c in found])[place])
-        c = compare(losses_of(results, claim.arm), losses_of(results, claim.against))
-        if said == "open":
-            return "open", c
-        if said == "no difference shown":
-            return ("supported" if claim.same else "neutral"), c
-        lower = c.mean < 0
-        return ("supported" if lower and not claim.same else "refuted"), c
-    return "open", None
+    """(supported, refuted, neutral or open, the Comparison or None): the verdict of the claim's pair in its plan."""
+    plan, results = next(((plan, found) for plan, found in study if plan.name == claim.plan), (None, None))
+    if plan is None:
+        return "open", None
+    c, said = part(plan, results, claim.arm, claim.against)
+    if said == "open":
+        return "open", c
+    if said == "no difference shown":
+        return ("supported" if claim.same else "neutral"), c
+    return ("supported" if said == "lower" and not claim.same else "refuted"), c
+
+
+def part(plan, results, arm, against):
+    """(the Comparison of arm − against, its verdict), by one of the plan's pairs, whichever way round it names them."""
+    c = compare(losses_of(results, arm), losses_of(results, against))
+    corrected = next(p for *pair, _, p in comparisons(plan, results) if set(pair) == {arm, against})
+    return c, verdict(c, corrected)
 
 
 def cost(study):
@@ -276,33 +275,46 @@ def percent(difference):
 
 
 def headline(study):
-    """One sentence: how much of the difference between the source's two systems is optimizer, how much criterion."""
-    for plan, results in study:
-        if plan.name != "small":
-            continue
-        ours, spam, between = (
-            losses_of(results, arm) for arm in ("bitter7-adamw-50", "magnitude-adamwspam-50", "magnitude-adamw-50")
+    """How much of the difference between the source's two systems is optimizer, how much criterion; then, 90 %."""
+    plan, results = next(((plan, found) for plan, found in study if plan.name == "small"), (None, None))
+    if plan is None:
+        return OPEN
+    ours, spam, between = "bitter7-adamw-50", "magnitude-adamwspam-50", "magnitude-adamw-50"
+    parts = [part(plan, results, *pair) for pair in ((ours, spam), (between, spam), (ours, between))]
+    if min(c.n for c, _ in parts) < 2:
+        return OPEN
+    whole, optimizer, criterion = (change_of_perplexity(plan, c) for c, _ in parts)
+    shown = {True: [], False: []}
+    for name, (_, said) in zip(("the whole", "the optimizer's part", "the criterion's part"), parts):
+        shown[said in ("lower", "higher")].append(name)
+    size = next(iter(results.values()))["parameters"]
+    sentences = [
+        f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {parts[0][0].n} seeds), "
+        f"bitter7 under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity, as of GPT-2 tokens.",
+        f"The optimizer alone makes {optimizer}, the criterion alone {criterion}.",
+        "The 15.6 % of the source's documents compare both at once.",
+        f"After correction for the plan's {len(plan.pairs)} comparisons "
+        + "; ".join(
+            f"{verb}: {', '.join(names)}"
+            for verb, names in (("shown", shown[True]), ("not shown", shown[False]))
+            if names
         )
-        both = ours.keys() & spam.keys() & between.keys()
-        ours, spam, between = ({seed: losses[seed] for seed in both} for losses in (ours, spam, between))
-        if len(both) < 2:
-            break
-        parts = [compare(*pair) for pair in ((ours, spam), (between, spam), (ours, between))]
-        scale = plan.text.characters_per_token
-        whole, optimizer, criterion = (
-            f"{percent(scale * c.mean)} % (95 %: {percent(scale * c.low)} to {percent(scale * c.high)})" for c in parts
-        )
-        named = zip(("the whole", "the optimizer's part", "the criterion's part"), parts)
-        unsettled = [name for name, c in named if c.low <= 0 <= c.high]
-        size = next(iter(results.values()))["parameters"]
-        return (
-            f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {len(both)} seeds), "
-            f"bitter7 under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity, as of GPT-2 tokens. "
-            f"The optimizer alone makes {optimizer}, the criterion alone {criterion}. "
-            "The 15.6 % of the source's documents compare both at once."
-            + (f" Inside its interval, so not shown: {', '.join(unsettled)}." if unsettled else "")
-        )
-    return "The main question is open: fewer than two seeds are done."
+        + ".",
+    ]
+    for criterion, name in (("bitter7", "bitter7"), ("variance_quarter", "|w|·v^¼")):
+        c, said = part(plan, results, f"{criterion}-adamw-90", "magnitude-adamw-90")
+        if c.n >= LEAST:
+            verb = "is shown" if said in ("lower", "higher") else "is not shown"
+            sentences.append(
+                f"At 90 %, under AdamW, {name} against magnitude: {change_of_perplexity(plan, c)}, which {verb}."
+            )
+    return " ".join(sentences)
+
+
+def change_of_perplexity(plan, c):
+    """The difference of loss as one of perplexity, of GPT-2's tokens, with its interval."""
+    mean, low, high = (percent(plan.text.characters_per_token * x) for x in (c.mean, c.low, c.high))
+    return f"{mean} % (95 %: {low} to {high})"
 
 
 def blocks(study, out):

@@ -39,11 +39,11 @@ def compare(ours, theirs):
 def holm(ps):
     """The p-values corrected for their number (Holm 1979): those below 0.05 are found at a family-wise rate of 5 %.
 
-    NaN, where there was nothing to test, counts for nothing and stays.
+    NaN, a planned test that is not done yet, stays; it counts, so that what is found remains so when it is done.
     """
     tested = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
     corrected, highest = list(ps), 0.0
     for rank, (p, i) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - rank)))
+        highest = max(highest, min(1.0, p * (len(ps) - rank)))
         corrected[i] = highest
     return corrected

@@ -39,4 +39,5 @@ arms = {
 pairs = [
     *((f"{name}-{percent}", f"magnitude-{percent}") for percent in (90, 50) for name in SYSTEMS if name != "magnitude"),
     *((f"magnitude-{percent}", f"dense-average-{percent}") for percent in (90, 50)),
+    *((f"{name}_turned-{percent}", f"{name}-{percent}") for percent in (90, 50) for name in ("bitter5", "bitter9")),
 ]
