@@ -11,6 +11,9 @@ shard. Interrupted in any way, the same command goes on after the last whole sha
 number of workers or interruptions.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import argparse
 import contextlib
 import hashlib

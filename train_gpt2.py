@@ -9,6 +9,9 @@ continues it: the batch, the dropout masks and the learning rate of a step depen
 that was killed and continued from a checkpoint ends where it would have ended.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import math
 import sys
 from dataclasses import fields, replace
@@ -23,7 +26,7 @@ from gpt2.evaluate import evaluate
 from gpt2.explain import machine_errors
 from gpt2.faults import point
 from gpt2.guard import Guard, weight_of
-from gpt2.lock import only_run_in
+from gpt2.lock import OnlyRunIn
 from gpt2.log import Log, say_finished
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
@@ -75,8 +78,9 @@ def train(config, change=None):
 
     change: what an experiment does to (model, optimizer, pruner); returns the pruner to use.
     """
-    stops, writer = Stops(config.max_hours, config.checkpoint_minutes), Writer(config.out_dir, config.keep_checkpoints)
-    with only_run_in(config.out_dir), stops, writer:
+    lock, stops = OnlyRunIn(config.out_dir), Stops(config.max_hours, config.checkpoint_minutes)
+    writer = Writer(config.out_dir, config.keep_checkpoints, lock.hold_again)
+    with lock, stops, writer:
         run(config, change, stops, writer)
 
 

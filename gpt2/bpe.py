@@ -4,6 +4,9 @@ Trained with the library `tokenizers`, over GPT-2's own pattern and all 256 byte
 decoding gives back what was encoded. prepare_fineweb.py --tokenizer FILE makes shards with it.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

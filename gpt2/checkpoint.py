@@ -231,7 +231,7 @@ def find_run(config):
     """
     out_dir, ours = Path(config.out_dir), asdict(config)
     started = out_dir / "config.json"
-    if not started.exists():
+    if not started.exists() and not checkpoints(out_dir / "checkpoints"):
         if config.init_from == "resume":
             raise UserError(f"init_from=resume: {out_dir} holds no run; leave --init_from away to start one")
         return None

@@ -5,6 +5,9 @@ refuses anything that could run code. DIR is then a checkpoint like any: --init_
 gpt2.sample and gpt2.export take it. The weights alone are kept, not the optimizer.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import pickle
 import sys
 import tempfile

@@ -47,8 +47,9 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # what a console cannot show ends no run
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+    early = sys.modules.get("gpt2.early")
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, early and early.leave):  # a shell has background jobs ignore
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except BrokenPipeError:  # as of `| head`: nobody is left to tell

@@ -5,6 +5,9 @@ measured is printed and kept in evaluation.json beside the weights, where parts 
 torchrun too.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import json
 import sys
 from pathlib import Path

@@ -6,6 +6,9 @@ Tensors are read, turned and written one at a time, so that memory stays at a fe
 or not there.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import json
 import math
 import os

@@ -39,7 +39,7 @@ def write_figure(path, figure, **options):
 
 class Lines:
     """A text file that is appended to. What a disk that is full does not take is kept, and tried again with the
-    next."""
+    next; a file that was removed is begun anew."""
 
     def __init__(self, path):
         self.name, self.file, self.waiting, self.warned = path, open(path, "ab", buffering=0), b"", False
@@ -47,6 +47,10 @@ class Lines:
     def write(self, text):
         self.waiting += text.encode()
         try:
+            if not os.path.exists(self.name):
+                anew = open(self.name, "ab", buffering=0)
+                self.file.close()
+                self.file = anew
             while self.waiting:
                 self.waiting = self.waiting[self.file.write(self.waiting) :]
             self.warned = False
@@ -60,6 +64,9 @@ class Lines:
     def close(self):
         self.write("")
         self.file.close()
+        if self.waiting:
+            lost = self.waiting.count(b"\n")
+            print(f"warning: {self.name} lacks its last {lost} lines", file=sys.stderr, flush=True)
 
 
 def sync(path):

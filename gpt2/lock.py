@@ -10,42 +10,62 @@ from pathlib import Path
 from gpt2.errors import UserError, first_line
 
 
-@contextlib.contextmanager
-def only_run_in(out_dir):
-    """Make the folder and hold its lock; UserError where another process has it. On the main rank; others do nothing.
+class OnlyRunIn:
+    """Makes `out_dir` and holds its lock while it is entered, on the main rank; on others it does nothing.
 
     The lock is flock's on the folder itself: it leaves no file behind, and the kernel drops it when the process dies,
     however. NFS locks only files that are open for writing, so there it is `.lock` in the folder, which stays.
     """
-    if int(os.environ.get("RANK", 0)):
-        yield
-        return
-    out_dir = Path(out_dir)
-    new = not out_dir.exists()
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = locked(out_dir)
-    except BlockingIOError:
-        raise UserError(
-            f"out_dir={out_dir}: another process is training there; wait until it ends, or choose another --out_dir"
-        ) from None
-    except OSError as error:
-        raise UserError(f"out_dir={out_dir}: cannot be written: {first_line(error)}") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-        if new:
-            with contextlib.suppress(OSError):
-                out_dir.rmdir()  # where nothing was written
+
+    def __init__(self, out_dir):
+        self.out_dir, self.active = Path(out_dir), int(os.environ.get("RANK", 0)) == 0
+
+    def __enter__(self):
+        """UserError where another process holds it, or it cannot be written."""
+        if self.active:
+            self.new = not self.out_dir.exists()
+            try:
+                self.hold()
+            except BlockingIOError:
+                raise UserError(
+                    f"out_dir={self.out_dir}: another process is training there; wait until it ends, or choose another "
+                    "--out_dir"
+                ) from None
+            except OSError as error:
+                raise UserError(f"out_dir={self.out_dir}: cannot be written: {first_line(error)}") from None
+        return self
+
+    def __exit__(self, *error):
+        if self.active:
+            os.close(self.descriptor)
+            if self.new:
+                with contextlib.suppress(OSError):
+                    self.out_dir.rmdir()  # where nothing was written
+
+    def hold(self):
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        self.descriptor, self.locked = locked(self.out_dir)
+
+    def hold_again(self):
+        """Make and lock the folder anew where somebody has removed it; OSError where another process has it by now."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self.descriptor), os.stat(self.locked)):
+                return
+        before = self.descriptor
+        try:
+            self.hold()
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another process is training there", str(self.out_dir)) from None
+        os.close(before)
+        print(f"warning: {self.out_dir} was removed; it begins anew at this step", file=sys.stderr, flush=True)
 
 
 def locked(folder):
-    """A descriptor that holds the folder's lock while it is open; BlockingIOError where another one does."""
+    """(descriptor that holds the folder's lock while it is open, what it is of); BlockingIOError where another does."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
+        return descriptor, folder
     except BlockingIOError:
         os.close(descriptor)
         raise
@@ -64,4 +84,4 @@ def locked(folder):
             f"warning: {folder}: its filesystem has no locks ({error}): see that one run at a time uses it",
             file=sys.stderr,
         )
-    return descriptor
+    return descriptor, folder / ".lock"

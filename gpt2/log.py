@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpt2 import tracking
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line, warn
 from gpt2.files import Lines, write_atomically, write_json
 from gpt2.metrics import read_metrics
 from gpt2.picture import PICTURE, draw
@@ -74,7 +74,11 @@ class Log:
         """Close everything, draw the picture, and say how the run ended and what it has left."""
         self.close()
         if self.active:
-            draw(self.config.out_dir)
+            try:
+                draw(self.config.out_dir)
+            except OSError as error:
+                again = f"python -m gpt2.picture {self.config.out_dir} draws it"
+                warn(f"{PICTURE} could not be written: {first_line(error)}; {again}")
             print(f"finished {self.config.max_iters} steps{last_numbers(self.config.out_dir)}")
             print(left_behind(self.config.out_dir))
 

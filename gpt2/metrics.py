@@ -16,5 +16,5 @@ def read_metrics(path):
 def parsed(text):
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -1,5 +1,8 @@
 """The picture of a run, as far as it has come: python -m gpt2.picture OUT_DIR"""
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import sys
 from pathlib import Path
 

@@ -4,6 +4,9 @@ The page needs no network and no server: numbers, styles and the script that dra
 lies in the runs' folders, finished or not: metrics.jsonl, config.json, the newest checkpoint and its evaluation.json.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import json
 import math
 import sys

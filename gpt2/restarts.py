@@ -18,13 +18,15 @@ def count_restart(out_dir, step):
     """
     path, restart = Path(out_dir) / ".restarts.json", int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if restart == 0:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         return
     seen = {}
     with contextlib.suppress(*DAMAGED):
         seen = dict(read_json(path))
     count = seen.get("restarts", 0) + 1 if seen.get("step") == step else 1
-    write_json(path, {"step": step, "restarts": count})
+    with contextlib.suppress(OSError):  # a disk that takes nothing is the log's to tell
+        write_json(path, {"step": step, "restarts": count})
     if count >= LIMIT:
         raise UserError(
             f"restarted {count} times at step {step} without reaching the next checkpoint: what ends it there will end "

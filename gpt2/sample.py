@@ -1,5 +1,8 @@
 """Text from a checkpoint: python -m gpt2.sample OUT_DIR --prompt "In the beginning" """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import argparse
 import sys
 

@@ -113,10 +113,12 @@ class Snapshot:
 
 
 class Writer:
-    """Writes the checkpoints of the run in `out_dir`; deletes those neither among the `keep` newest nor the best."""
+    """Writes the checkpoints of the run in `out_dir`; deletes those neither among the `keep` newest nor the best.
 
-    def __init__(self, out_dir, keep):
-        self.folder, self.keep = Path(out_dir) / "checkpoints", keep
+    before: called before each is written; an OSError of it is one of the disk."""
+
+    def __init__(self, out_dir, keep, before=lambda: None):
+        self.folder, self.keep, self.before = Path(out_dir) / "checkpoints", keep, before
         self.is_main = int(os.environ.get("RANK", 0)) == 0
         self.snapshot, self.thread = Snapshot(), None
         self.step = self.failure = self.bug = None  # the last step given to `save`; why it is not on the disk
@@ -178,6 +180,7 @@ class Writer:
 
     def write_folder(self, step, facts):
         final, beside = self.folder / f"step-{step:08d}", self.folder / f".step-{step:08d}.tmp"
+        self.before()
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover)

@@ -6,6 +6,9 @@ several seeds.
 A run is one file in OUT/runs. What is there is not run again, so the same command continues where it was stopped.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import argparse
 import fnmatch
 import json

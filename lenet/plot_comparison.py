@@ -1,5 +1,8 @@
 """Any runs side by side, those that differ in their seeds alone as one: python -m lenet.plot_comparison FILES..."""
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import sys
 from pathlib import Path
 

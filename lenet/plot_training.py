@@ -1,5 +1,8 @@
 """The picture of one run: python -m lenet.plot_training FILE"""
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import sys
 from pathlib import Path
 

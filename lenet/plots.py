@@ -5,6 +5,9 @@ One style for all: a colour is a method, a line's dashes and a marker are a spar
 standard deviation over seeds. The colours are Okabe and Ito's, which people with any colour vision can tell apart.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import sys
 from pathlib import Path
 from typing import NamedTuple

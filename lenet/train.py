@@ -1,5 +1,8 @@
 """Train LeNet-5 on MNIST with one of six optimizers and four ways of pruning: python -m lenet.train --help."""
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import argparse
 import math
 import tempfile

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from pruning.layers import Layer
-from pruning.ranks import Ranks
+from pruning.ranks import Ranks, local
 
 
 def parse_pattern(text: str) -> tuple[int, int]:
@@ -38,3 +40,23 @@ def check_pattern(
                 f"{layer.name}: pattern='{n}:{m}' runs along the dimension that is sharded, in pieces not divisible "
                 f"by {m}"
             )
+
+
+def check_zeros(pattern: tuple[int, int], layers: Sequence[Layer], ranks: Ranks) -> None:
+    """ValueError where a layer has more zeros among m weights than the pattern allows; waits for the device once."""
+    if not layers:
+        return
+    n, m = pattern
+    crowded = torch.stack([crowded_groups(local(layer.parameter), layer.input_dim, n, m) for layer in layers])
+    for layer, count in zip(layers, (ranks.all_reduce(crowded) if ranks.sharded else crowded).tolist()):
+        if count:
+            raise ValueError(
+                f"{layer.name}: more than {n} of {m} weights are zero already, in {count:,} places, which "
+                f"pattern='{n}:{m}' rules out: leave the pattern away, or let them train again with keep_zeros=False"
+            )
+
+
+def crowded_groups(weight: torch.Tensor, dim: int, n: int, m: int) -> torch.Tensor:
+    """How many groups of m weights along `dim` hold more than n zeros."""
+    zeros = (weight == 0).unflatten(dim, (weight.shape[dim] // m, m))
+    return (zeros.sum(dim + 1, dtype=torch.int32) > n).sum()

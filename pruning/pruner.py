@@ -12,7 +12,7 @@ from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.choice import Lowest, lowest_of_all, lowest_of_each, places
 from pruning.criteria import CRITERIA
 from pruning.layers import Layer, Prunable, find_layers
-from pruning.pattern import check_pattern, parse_pattern
+from pruning.pattern import check_pattern, check_zeros, parse_pattern
 from pruning.ranks import find_ranks, full, local
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import Scores
@@ -110,10 +110,12 @@ class Pruner:
             self.keep_what_is_zero()
 
     def keep_what_is_zero(self) -> None:
-        """Keep the zeros of every layer that is partly zero. ValueError where they are more than the target."""
+        """Keep the zeros of every layer that is partly zero. ValueError where target or pattern rule them out."""
         zeros = self.zeros()
         partly = [(layer, count) for layer, count in zip(self.layers, zeros) if 0 < count < layer.size]
         self.masked, self.claimed = [layer for layer, _ in partly], sum(count for _, count in partly)
+        if self.pattern:
+            check_zeros(self.pattern, self.masked, self.ranks)
         if self.target_sparsity and self.claimed > round(self.target_sparsity * self.prunable):
             raise ValueError(
                 f"target_sparsity={self.target_sparsity} is below the {self.claimed / self.prunable:.2%} of the "

@@ -4,6 +4,9 @@ Writes results/study/report/ and the generated parts of docs/study.md. Results t
 refused, the difference named. The same results give the same bytes.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import csv
 import json
 import math

@@ -5,6 +5,9 @@ result is one JSON in results/study/PLAN/, and the same command, given again, do
 stopped half way goes on from its checkpoint.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import fcntl
 import hashlib
 import json

@@ -4,6 +4,9 @@ Trains the first arm of the plan, through train_gpt2.py's own loop, and writes r
 criteria would keep from the same states (Jaccard overlap), v against bitter7's eps, and the averages of one gradient.
 """
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import shutil
 import sys
 from pathlib import Path

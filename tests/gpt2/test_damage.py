@@ -41,9 +41,9 @@ def loaded(path, manifest):
     return manifest, {name: {key: t[...].tolist() for key, t in parts.items()} for name, parts in tensors.items()}
 
 
-def damage(out_dir, generator):
-    """One thing that disks, copies and people do to files; returns what it was."""
-    files = sorted(path for path in out_dir.rglob("*") if path.is_file())
+def damage(folder, generator):
+    """One thing that disks, copies and people do to the files of two checkpoints in a folder; returns what it was."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     one, other = generator.sample(files, 2)
     data = one.read_bytes()
     kind = generator.choice(
@@ -71,10 +71,10 @@ def damage(out_dir, generator):
         one.unlink()
         one.mkdir()
     else:
-        first, second = (folder_of(out_dir, step) for step in STEPS)
-        first.rename(out_dir / "between")
+        first, second = sorted(folder.iterdir())
+        first.rename(folder / "between")
         second.rename(first)
-        (out_dir / "between").rename(second)
+        (folder / "between").rename(second)
     return kind, str(one)
 
 
@@ -85,7 +85,7 @@ def test_500_damaged_checkpoints_never_give_wrong_numbers(intact, tmp_path, capf
         out_dir = tmp_path / "run"
         shutil.rmtree(out_dir, ignore_errors=True)
         shutil.copytree(source, out_dir)
-        what = [damage(out_dir, generator) for _ in range(generator.choice([1, 1, 1, 2]))]
+        what = [damage(out_dir / "checkpoints", generator) for _ in range(generator.choice([1, 1, 1, 2]))]
         found = checkpoint.newest(out_dir, put_aside=number % 2 == 0)
         warned = "skipping the damaged checkpoint" in capfd.readouterr().err
         if found is None:

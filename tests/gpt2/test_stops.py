@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gpt2.lock import only_run_in
+from gpt2.lock import OnlyRunIn
 from gpt2.stops import Stopped, Stops
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
 
@@ -102,7 +102,7 @@ def test_checkpoints_by_the_clock(zygote, data_dir, tmp_path):
 
 def test_two_runs_do_not_share_an_out_dir(zygote, data_dir, tmp_path):
     arguments = [*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
-    with only_run_in(tmp_path / "run"):
+    with OnlyRunIn(tmp_path / "run"):
         lines = zygote.run(*arguments).refused()
         assert len(lines) == 1 and "another process is training there" in lines[0]
     assert not (tmp_path / "run").exists(), "an empty folder is not left behind"
