@@ -353,7 +353,7 @@ def main(arguments):
     parser = Parser(prog="study.report", description=__doc__.partition(":")[0])
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
     parser.add_argument("--document", default=str(DOCUMENT), help="whose generated parts are filled")
-    with one_line_errors(parser.prog, leave=sys.exit):
+    with one_line_errors(parser.prog, OSError, leave=sys.exit):
         args = parser.parse_args(arguments)
         study = load_study(args.results)
         if not study:

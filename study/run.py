@@ -304,7 +304,8 @@ def table(plan, results):
 
 
 def main(arguments):
-    with one_line_errors("study.run", interrupted="interrupted; the same command does what is missing", leave=sys.exit):
+    missing = "interrupted; the same command does what is missing"
+    with one_line_errors("study.run", OSError, interrupted=missing, leave=sys.exit):
         args = parse(arguments)
         plan = load_plan(args.plan)
         if args.one:

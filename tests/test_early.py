@@ -1,0 +1,38 @@
+"""Ctrl-C while a program imports: one line and 130; what asks a training to stop, the line of a stop and 0."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROGRAM = "import gpt2.early, os, signal, time\nos.kill(os.getpid(), signal.{0})\ntime.sleep(9)"
+
+
+@pytest.mark.parametrize(
+    "name, number, code, words",
+    [
+        ("sample.py", "SIGINT", 130, "sample.py: interrupted"),
+        ("sample.py", "SIGTERM", -15, ""),
+        ("train_gpt2.py", "SIGINT", 130, "train_gpt2.py: interrupted"),
+        ("train_gpt2.py", "SIGTERM", 0, "before its first step was done (SIGTERM); the same command continues"),
+        ("train_gpt2.py", "SIGUSR1", 0, "before its first step was done (SIGUSR1); the same command continues"),
+    ],
+)
+def test_a_signal_during_the_imports(name, number, code, words, tmp_path):
+    (tmp_path / name).write_text(PROGRAM.format(number))
+    done = subprocess.run([sys.executable, name], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert done.returncode == code and done.stderr.decode().strip().endswith(words)
+    assert len(done.stderr.splitlines()) == 2 * bool(words)
+
+
+def test_every_command_listens_before_it_imports():
+    programs = [ROOT / "train_gpt2.py", ROOT / "prepare_fineweb.py"]
+    programs += [path for folder in ("gpt2", "lenet", "study") for path in (ROOT / folder).glob("*.py")]
+    commands = [path for path in programs if "    with one_line_errors(" in path.read_text()]
+    assert len(commands) > 12
+    for path in commands:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        first = next(line for line in lines if line.startswith(("import ", "from ")))
+        assert first.startswith("import gpt2.early"), path
