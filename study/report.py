@@ -283,41 +283,31 @@ def headline(study):
     if plan is None:
         return OPEN
     ours, spam, between = "bitter7-adamw-50", "magnitude-adamwspam-50", "magnitude-adamw-50"
-    parts = [part(plan, results, *pair) for pair in ((ours, spam), (between, spam), (ours, between))]
-    if min(c.n for c, _ in parts) < 2:
+    whole, optimizer, criterion = ((ours, spam), (between, spam), (ours, between))
+    n = min(part(plan, results, *pair)[0].n for pair in (whole, optimizer, criterion))
+    if n < 2:
         return OPEN
-    whole, optimizer, criterion = (change_of_perplexity(plan, c) for c, _ in parts)
-    shown = {True: [], False: []}
-    for name, (_, said) in zip(("the whole", "the optimizer's part", "the criterion's part"), parts):
-        shown[said in ("lower", "higher")].append(name)
-    size = next(iter(results.values()))["parameters"]
-    sentences = [
-        f"At 50 % sparsity, on the same tokens, schedule and evaluation ({size:,} parameters, {parts[0][0].n} seeds), "
-        f"bitter7 under AdamW differs from magnitude under AdamWSPAM by {whole} in perplexity, as of GPT-2 tokens.",
-        f"The optimizer alone makes {optimizer}, the criterion alone {criterion}.",
-        "The 15.6 % of the source's documents compare both at once.",
-        f"After correction for the plan's {len(plan.pairs)} comparisons "
-        + "; ".join(
-            f"{verb}: {', '.join(names)}"
-            for verb, names in (("shown", shown[True]), ("not shown", shown[False]))
-            if names
-        )
-        + ".",
-    ]
-    for criterion, name in (("bitter7", "bitter7"), ("variance_quarter", "|w|·v^¼")):
-        c, said = part(plan, results, f"{criterion}-adamw-90", "magnitude-adamw-90")
-        if c.n >= LEAST:
-            verb = "is shown" if said in ("lower", "higher") else "is not shown"
-            sentences.append(
-                f"At 90 %, under AdamW, {name} against magnitude: {change_of_perplexity(plan, c)}, which {verb}."
-            )
-    return " ".join(sentences)
+    said = lambda pair: change_of_perplexity(plan, *part(plan, results, *pair))
+    against_magnitude = {
+        name: (f"{criterion}-adamw-90", "magnitude-adamw-90")
+        for criterion, name in (("bitter7", "bitter7"), ("variance_quarter", "|w|·v^¼"))
+    }
+    at_90 = [f"{name} {said(p)}" for name, p in against_magnitude.items() if part(plan, results, *p)[0].n >= LEAST]
+    return (
+        f"At 50 % sparsity, on the same tokens, schedule and evaluation "
+        f"({next(iter(results.values()))['parameters']:,} parameters, {n} seeds), the perplexity of bitter7 under "
+        f"AdamW, as of GPT-2 tokens, differs from that of magnitude under AdamWSPAM by {said(whole)}. "
+        f"The optimizer alone makes {said(optimizer)}; the criterion alone {said(criterion)}. "
+        "The 15.6 % of the source's documents compare both at once. "
+        + (f"At 90 %, all under AdamW, against magnitude: {'; '.join(at_90)}. " if at_90 else "")
+        + f"Shown is what holds after correction for the plan's {len(plan.pairs)} comparisons."
+    )
 
 
-def change_of_perplexity(plan, c):
-    """The difference of loss as one of perplexity, of GPT-2's tokens, with its interval."""
+def change_of_perplexity(plan, c, verdict):
+    """The difference of loss as one of perplexity, of GPT-2's tokens, with its interval, and whether it is shown."""
     mean, low, high = (percent(plan.text.characters_per_token * x) for x in (c.mean, c.low, c.high))
-    return f"{mean} % (95 %: {low} to {high})"
+    return f"{mean} % (95 %: {low} to {high}; {'shown' if verdict in ('lower', 'higher') else 'not shown'})"
 
 
 def blocks(study, out):
