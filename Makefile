@@ -39,7 +39,7 @@ setup: .venv/ready
 	touch $@
 
 test: .venv/ready-for-tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 torture: .venv/ready-for-tests
 	$(BIN)/python -m tests.torture

@@ -8,9 +8,9 @@ schedule of pruning depend on the step's number alone, while the optimizer's own
 import math
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from gpt2.errors import UserError
+from gpt2.placement import local
 
 MEMORY = 0.99  # of the running mean and variance of the gradient norm: about the last hundred steps
 LEAST = 50  # norms that must have been seen before one can be an outlier
@@ -113,7 +113,7 @@ def tensors_of(optimizer):
     """(parameter, name of a state, or "") -> this rank's part of it."""
     tensors = {(p, ""): p for group in optimizer.param_groups for p in group["params"]}
     states = {(p, name): s for p, _ in tensors for name, s in optimizer.state.get(p, {}).items() if torch.is_tensor(s)}
-    return {key: t.to_local() if isinstance(t, DTensor) else t for key, t in (tensors | states).items()}
+    return {key: local(t) for key, t in (tensors | states).items()}
 
 
 def finite(number):

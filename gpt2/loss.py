@@ -22,7 +22,7 @@ def chunking_pays(vocab_size, device):
     return vocab_size >= LARGE_VOCABULARY and not (device.type == "cuda" and torch.compiler.is_compiling())
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # torch.compiler.disable, which imports two seconds of code at once, when it is needed
 def linear_cross_entropy(x, weight, targets, rows=ROWS):
     """Mean cross entropy, in nats, of the logits x @ weight.T against `targets`, those of -1 left out.
 

@@ -11,9 +11,6 @@ host memory takes them all. No device ever has the whole model or optimizer.
 from contextlib import nullcontext
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.compiling import backend_of
@@ -53,6 +50,9 @@ def shard(model, seed, world, dtype, compiling):
     Blocks are compiled one by one, since hooks lie between them. In every micro-step gradients are reduced, in float32,
     and freed.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # which take a second, for other runs too
+
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32)
     blocks = set(model.transformer.h)
@@ -73,19 +73,29 @@ def averaging(model, on):
 def at_rest(model):
     """Have only shards of an FSDP2 model in memory, as its parameters, wherever in a computation it was left."""
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if hasattr(module, "reshard"):  # an FSDPModule, told without importing it
             module.reshard()
+
+
+def is_sharded(tensor):
+    """Whether this is a DTensor, told without importing what defines it."""
+    return hasattr(tensor, "placements")
 
 
 def whole(tensor):
     """The full tensor of a shard, gathered from all ranks (a collective); others as they are."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def local(tensor):
+    """What this rank holds of a tensor, in the same memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def fill(tensor, source):
     """Copy `source`, a full tensor or a slice of a file, into `tensor`; of a shard, this rank's rows alone are read."""
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         tensor.copy_(source[...])
         return
     mine, mesh = tensor.to_local(), tensor.device_mesh

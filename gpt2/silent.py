@@ -10,10 +10,9 @@ from collections import Counter
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from gpt2.errors import UserError
-from gpt2.placement import averaging
+from gpt2.placement import averaging, is_sharded, local
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 KEY = 0x1E3779B97F4A7C15  # odd
@@ -28,7 +27,7 @@ def check(last, model, fast, loss_of, batch, exact, grad_norm):
     """
     step = batch[0]
     once, again = (replay(model, fast, loss_of, batch, exact) for _ in range(2))
-    replicated = {name: p for name, p in model.tensors().items() if not isinstance(p, DTensor)}
+    replicated = {name: p for name, p in model.tensors().items() if not is_sharded(p)}
     replicated["the gradient's norm"] = grad_norm
     differs = once != again
     verdict = 2 * differs[:1] + differs.any()  # 2 or more where the loss differs: sharded gradients differ on all ranks
@@ -68,7 +67,7 @@ def fingerprint(tensors):
     """int64 [number of tensors]: a sum over the bits of each that any one element changes; of a shard, this rank's."""
     sums = []
     for tensor in tensors:
-        mine = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        mine = local(tensor)
         rows = (
             mine.reshape(len(mine) if mine.dim() else 1, math.prod(mine.shape[1:]))
             .view(BITS[mine.element_size()])

@@ -1,6 +1,8 @@
 """Fixtures that many tests share: small shards, a fast way to call the commands, several ranks in one process tree."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ import pytest
 
 from tests.zygote import Zygote
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests are small, and run side by side
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 SMALL = [
@@ -66,6 +69,17 @@ def data_dir(tmp_path_factory):
 
 
 STARTED = []  # processes of the test that runs
+GUARD = """
+import os, signal, sys
+groups = set()
+for line in sys.stdin:
+    (groups.discard if line.startswith("-") else groups.add)(abs(int(line)))
+for group in groups:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except OSError:
+        pass
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -76,11 +90,20 @@ def nothing_is_left_behind():
         end(STARTED.pop())
 
 
+@functools.cache
+def guard():
+    """Takes lines: a group of processes that has begun, or, after a minus, has ended. It is a process that outlives the
+    tests' own, however that dies, and then kills the groups that are left."""
+    command, options = [sys.executable, "-ISc", GUARD], {"text": True, "bufsize": 1, "start_new_session": True}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, **options).stdin
+
+
 def end(process):
     """Kill the group of a process that `start` gave, which it leads."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    guard().write(f"-{process.pid}\n")
 
 
 def start(program, *arguments, ranks=None, env=(), **options):
@@ -94,30 +117,48 @@ def start(program, *arguments, ranks=None, env=(), **options):
         start_new_session=True,
         **(pipes | options),
     )
+    guard().write(f"{process.pid}\n")
     STARTED.append(process)
     return process
+
+
+@functools.cache
+def the_zygote():
+    """One for all tests of this process."""
+    running = Zygote()
+    atexit.register(running.__exit__)
+    return running.__enter__()
 
 
 @pytest.fixture(scope="session")
 def zygote():
     """Starts runs of train_gpt2.py in a second each."""
-    with Zygote() as running:
-        yield running
+    return the_zygote()
 
 
-def run(program, *arguments, ranks=None, check=True, env=(), **options):
-    """Run a program of this project; returns the finished process with its output as text."""
-    process = start(program, *arguments, ranks=ranks, env=env, **options)
+def run(program, *arguments, check=True, **options):
+    """Run a program of this project, forked from what has its imports; returns (codes, output) as zygote.Done."""
+    return checked(the_zygote().call(program, *arguments, **options), program, arguments, check)
+
+
+def run_anew(program, *arguments, ranks=None, check=True, **options):
+    """Run a program of this project in a new interpreter, or by torchrun; returns the finished process."""
+    process = start(program, *arguments, ranks=ranks, **options)
     try:
         output, errors = process.communicate(timeout=600)
     finally:
         end(process)
         STARTED.remove(process)
-    if check and process.returncode:
+    done = subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    return checked(done, program, arguments, check)
+
+
+def checked(done, program, arguments, check):
+    if check and done.returncode:
         raise AssertionError(
-            f"{program} {arguments} ended with {process.returncode}:\n{output[-3000:]}\n{errors[-6000:]}"
+            f"{program} {arguments} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         )
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    return done
 
 
 def metrics_of(out_dir):

@@ -263,12 +263,8 @@ def test_what_failed_before_its_first_shard_leaves_nothing_that_is_in_the_way(tm
 def test_a_full_disk_loses_no_whole_shard(novels, tmp_path):
     _, arguments, whole = novels
 
-    def limited():  # files of at most 30 kB: the validation shard fits, the next does not
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-
-    lines = refused(prepare(*arguments, "--out_dir", tmp_path, check=False, preexec_fn=limited))
+    limits = {"RLIMIT_FSIZE": 30_000}  # the validation shard fits, the next does not
+    lines = refused(prepare(*arguments, "--out_dir", tmp_path, check=False, limits=limits))
     assert len(lines) == 1 and "cannot be written" in lines[0] and "the same command continues" in lines[0]
     assert [path.name for path in tmp_path.glob("*.bin")] == ["tokens_val_000000.bin"] and not list(tmp_path.glob(".*"))
     prepare(*arguments, "--out_dir", tmp_path)

@@ -5,15 +5,12 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from tests.conftest import PRUNED, ROOT, SMALL, files_of, metrics_of, refused, run, shared_data, start, write_shard
+from tests.conftest import PRUNED, ROOT, SMALL, files_of, metrics_of, refused, run, run_anew, shared_data, write_shard
 
 
 def train(data_dir, out_dir, *arguments, **options):
@@ -23,7 +20,7 @@ def train(data_dir, out_dir, *arguments, **options):
 @pytest.fixture(scope="module")
 def undisturbed(data_dir, tmp_path_factory):
     out_dir = tmp_path_factory.mktemp("run") / "undisturbed"
-    train(data_dir, out_dir, *PRUNED)
+    run_anew("train_gpt2.py", f"--data_dir={data_dir}", f"--out_dir={out_dir}", *SMALL, *PRUNED)
     return out_dir
 
 
@@ -125,38 +122,23 @@ def test_dropout_is_a_function_of_seed_step_and_micro_batch(data_dir, tmp_path):
     assert one == pytest.approx(two, rel=1e-4)
 
 
-def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(undisturbed, data_dir, tmp_path):
+def test_killed_at_any_moment_and_resumed_it_ends_bitwise_the_same(zygote, data_dir, tmp_path):
     """20 runs killed with SIGKILL after a random time, a checkpoint at every step so that many die while writing
     one."""
-    generator = random.Random(0)
-
-    def kill_and_resume(number):
+    generator, often = random.Random(0), ["--checkpoint_interval=1", "--gradient_accumulation_steps=2"]
+    common = [f"--data_dir={data_dir}", *SMALL, *PRUNED, *often]
+    seconds = zygote.run(*common, f"--out_dir={tmp_path / 'undisturbed'}").seconds
+    for number in range(20):
         out_dir = tmp_path / str(number)
-        arguments = [f"--data_dir={data_dir}", f"--out_dir={out_dir}", *SMALL, *PRUNED, "--checkpoint_interval=1"]
-        kills = 0
-        for _ in range(50):
-            process = start("train_gpt2.py", *arguments, stdout=subprocess.DEVNULL)
-            if kills == 0:  # wait for the first step, so that the kill meets a run and not an import
-                while not (out_dir / "checkpoints").exists() and process.poll() is None:
-                    time.sleep(0.01)
-                time.sleep(delays[number])
-                process.kill()
-                kills += process.wait() == -signal.SIGKILL
-                if kills == 0:
-                    shutil.rmtree(out_dir)  # it had ended before: this one does not count
-                    delays[number] /= 2
-            else:
-                errors = process.communicate()[1]
-                assert process.returncode == 0, errors  # also where it was killed after its last checkpoint
-                break
-        assert kills == 1
+        arguments, after = [*common, f"--out_dir={out_dir}"], generator.uniform(0, seconds)
+        while zygote.run(*arguments, kill=(after, "SIGKILL")).codes != [-signal.SIGKILL]:
+            shutil.rmtree(out_dir)  # it had ended before: this one does not count
+            after /= 2
+        done = zygote.run(*arguments)
+        assert done.codes == [0], done  # also where it was killed after its last checkpoint
         left = [p.name for p in (out_dir / "checkpoints").iterdir() if p.name.startswith(".")]
-        assert not left and files_of(out_dir, 30) == files_of(undisturbed, 30)
+        assert not left and files_of(out_dir, 30) == files_of(tmp_path / "undisturbed", 30)
         assert [line["step"] for line in metrics_of(out_dir)] == list(range(1, 31))
-
-    delays = [generator.uniform(0, 1.0) for _ in range(20)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(kill_and_resume, range(20)))
 
 
 def test_a_damaged_checkpoint_is_skipped_loudly(undisturbed, data_dir, tmp_path):
@@ -242,7 +224,7 @@ def test_divergence_stops_the_run_and_keeps_its_checkpoints(data_dir, tmp_path):
 def test_all_option_errors_are_said_at_once_in_one_line_each(ranks, data_dir, tmp_path):
     config = tmp_path / "typo.py"
     config.write_text("import os\nn_layr = 3\nbatch_size = 'two'\n")
-    done = run(
+    done = run_anew(
         "train_gpt2.py",
         config,
         "--learning_rat=1e-3",
@@ -353,7 +335,7 @@ def test_the_recipe_runs_on_four_ranks_and_real_tokens(tmp_path):
         30000,
         env={"TIKTOKEN_CACHE_DIR": str(shared_data("tiktoken"))},
     )
-    run(
+    run_anew(
         "train_gpt2.py",
         "config/bitter7.py",
         "--n_layer=2",

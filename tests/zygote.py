@@ -1,18 +1,25 @@
-"""Starts runs of train_gpt2.py by forking a process that has imported everything: a run then takes a second, not five.
+"""Runs programs of this project by forking a process that has imported what they import: a second each, not six.
 
     with Zygote() as zygote:
-        done = zygote.run("--out_dir=...", ranks=2, fault="after_fsync:1:SIGKILL", parallel="ddp")
+        done = zygote.call("-m gpt2.sample", out_dir)           # as a shell would, in a process of its own
+        done = zygote.run("--out_dir=...", ranks=2, fault="after_fsync:1:SIGKILL", parallel="ddp")   # train_gpt2.py
         done.codes, done.output
 
-A negative code is the signal that ended a rank.
+A negative code is the signal that ended a rank. When it ends, or whoever uses it, all that it has started ends too.
 """
 
+import atexit
+import contextlib
+import gc
 import json
 import os
+import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +29,26 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass
 class Done:
-    """How the ranks of a run ended."""
+    """How the ranks of a run ended, and what all of them printed."""
 
     codes: list
-    output: str
+    stdout: str
+    stderr: str
     seconds: float
+
+    @property
+    def output(self):
+        return self.stdout + self.stderr
+
+    @property
+    def returncode(self):
+        """That of the first rank that failed, or 0."""
+        return next((code for code in self.codes if code), 0)
 
     def refused(self):
         """The lines of error; AssertionError where there is another code than 2, or a traceback."""
         assert set(self.codes) == {2} and "Traceback" not in self.output, self
-        return [line for line in self.output.splitlines() if "error:" in line]
+        return [line for line in self.stderr.splitlines() if "error:" in line]
 
 
 class Zygote:
@@ -39,36 +56,42 @@ class Zygote:
 
     def __enter__(self):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [sys.executable, "-m", "tests.zygote"], cwd=ROOT, env=environment, start_new_session=True, **pipes
         )
+        self.lock = threading.Lock()
         return self
 
     def __exit__(self, *error):
         self.process.stdin.close()
         self.process.wait()
 
-    def run(self, *arguments, ranks=1, fault=None, kill=None, timeout=120, limits=()):
-        """Run train_gpt2.py to its end; kill: (seconds after the start, signal) to send to rank 0.
+    def call(self, program, *arguments, ranks=None, **options):
+        """Run a program ("train_gpt2.py", "-m gpt2.sample") to its end, as `python` or, with ranks, as torchrun does.
 
-        fault: as in gpt2/faults.py, or "count": every rank prints how often it passes each point.
+        env: {name: value} that it finds in its environment.
+        kill: (seconds after the start, signal) to send to rank 0.
         limits: {name of a resource limit: value}; past `timeout` seconds every rank is killed.
+        fault: as in gpt2/faults.py, or "count": every rank prints how often it passes each point.
+        picture: False where a run's picture, which takes longer than a small run, is not looked at.
         """
-        request = dict(
-            arguments=[*map(str, arguments)], ranks=ranks, fault=fault, kill=kill, timeout=timeout, limits=dict(limits)
-        )
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return Done(**json.loads(self.process.stdout.readline()))
+        known = {"env": {}, "kill": None, "limits": {}, "timeout": 300, "fault": None, "picture": True}
+        assert not options.keys() - known, options
+        request = known | options | {"program": program, "arguments": [*map(str, arguments)], "ranks": ranks}
+        with self.lock:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            return Done(**json.loads(self.process.stdout.readline()))
+
+    def run(self, *arguments, ranks=1, **options):
+        """Run train_gpt2.py, without its picture."""
+        options = {"timeout": 120, "picture": False} | options
+        return self.call("train_gpt2.py", *arguments, ranks=ranks if ranks > 1 else None, **options)
 
 
 class Count:
-    """In the place of a fault: counts how often each point is passed."""
+    """In the place of a fault: counts how often each point is passed, and says so when the process ends."""
 
     def __init__(self, rank):
         self.passed = {"rank": rank}
@@ -76,31 +99,56 @@ class Count:
     def pass_by(self, name):
         self.passed[name] = self.passed.get(name, 0) + 1
 
+    def say(self):
+        print("passed " + json.dumps(self.passed), flush=True)
+
 
 def serve():
-    import gpt2.log
-    import train_gpt2  # what takes so long
+    """Answer requests until there are no more; in a forked rank, returns the request and the rank instead."""
+    import matplotlib.figure  # noqa: F401
+    import torch._dynamo  # noqa: F401 - an optimizer's first step imports it
 
-    gpt2.log.draw = lambda out_dir: None  # a picture takes longer than such a run
+    import lenet.train  # noqa: F401
+    import prepare_fineweb  # noqa: F401
+    import train_gpt2  # noqa: F401
+
+    gc.freeze()  # a collection in a fork would copy all memory
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
-        answers.write(json.dumps(answer(train_gpt2, json.loads(line))) + "\n")
+        request = json.loads(line)
+        outputs = [os.memfd_create(name) for name in ("stdout", "stderr")]
+        begin, free = time.monotonic(), port()
+        pids = []
+        for rank in range(request["ranks"] or 1):
+            pid = os.fork()
+            if not pid:
+                answers.close()
+                become(request, rank, free, outputs)
+                return request, rank
+            with contextlib.suppress(PermissionError, ProcessLookupError):
+                os.setpgid(pid, pid)
+            pids.append(pid)
+        codes = watch(pids, request, begin)
+        stdout, stderr = map(text, outputs)
+        answer = dict(codes=codes, stdout=stdout, stderr=stderr, seconds=time.monotonic() - begin)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    return None
 
 
-def answer(program, request):
-    begin, log, passed, seen = time.monotonic(), os.memfd_create("output"), 0.0, time.monotonic()
-    free = port()
-    pids = [fork(program, request, rank, log, free) for rank in range(request["ranks"])]
-    codes, kill, over = {}, request["kill"], None
+def watch(pids, request, begin):
+    """Wait for the ranks, and see that each ends; returns their codes."""
+    codes, kill, over, passed, seen = {}, request["kill"], None, 0.0, begin
+    user = select.poll()
+    user.register(0, select.POLLHUP)
     while len(codes) < len(pids):
-        time.sleep(0.005)
+        gone = bool(user.poll(5))
         passed += min(1.0, time.monotonic() - seen)  # what pauses this process pauses the run
         seen = time.monotonic()
         if kill and passed > kill[0]:
             send(pids[0], getattr(signal, kill[1]), codes)
             kill = None
-        if passed > request["timeout"] or over is not None and passed >= over:
+        if gone or passed > request["timeout"] or over is not None and passed >= over:
             for pid in pids:
                 send(pid, signal.SIGKILL, codes)
         for pid in pids:
@@ -108,15 +156,21 @@ def answer(program, request):
                 codes[pid] = os.waitstatus_to_exitcode(ended[1])
                 if codes[pid] and over is None:  # as torchrun does: the others are not waited for
                     over = passed + (0 if codes[pid] < 0 else 8)
-    os.lseek(log, 0, os.SEEK_SET)
-    with open(log, "rb") as file:
-        output = file.read().decode(errors="replace")
-    return dict(codes=[codes[pid] for pid in pids], output=output, seconds=time.monotonic() - begin)
+    for pid in pids:  # whom it has started and not waited for
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    return [codes[pid] for pid in pids]
 
 
 def send(pid, number, codes):
     if pid not in codes:
         os.kill(pid, number)
+
+
+def text(file):
+    os.lseek(file, 0, os.SEEK_SET)
+    with open(file, "rb") as opened:
+        return opened.read().decode(errors="replace")
 
 
 def port():
@@ -125,46 +179,62 @@ def port():
         return free.getsockname()[1]
 
 
-def fork(program, request, rank, log, free):
-    """One rank of the run, as torchrun would start it."""
-    pid = os.fork()
-    if pid:
-        return pid
+def become(request, rank, free, outputs):
+    """Make this process what a shell, or torchrun, would have started."""
+    import resource
+
+    os.setpgid(0, 0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(outputs[0], 1)
+    os.dup2(outputs[1], 2)
+    os.environ |= request["env"]
+    if request["ranks"]:
+        places = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=request["ranks"], LOCAL_WORLD_SIZE=request["ranks"])
+        places |= dict(MASTER_ADDR="localhost", MASTER_PORT=free)
+        os.environ |= {name: str(value) for name, value in places.items()}
+    for name, value in request["limits"].items():
+        resource.setrlimit(getattr(resource, name), (value, value))
+
+
+def execute(request, rank):
+    """Run the program as the main one, and end as an interpreter does, but without looking through all its memory."""
     code = 1
     try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        if request["ranks"] > 1:
-            places = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=request["ranks"], LOCAL_WORLD_SIZE=request["ranks"])
-            places |= dict(MASTER_ADDR="localhost", MASTER_PORT=free)
-            os.environ |= {name: str(value) for name, value in places.items()}
-        import resource
-
-        from gpt2 import faults
-
-        for name, value in request["limits"].items():
-            resource.setrlimit(getattr(resource, name), (value, value))
-        counter = Count(rank)
-        if request["fault"] == "count":
-            faults.aims[:] = [counter]
-        else:
-            faults.take_aim(request["fault"] or "")
-        program.main(request["arguments"])
-        if request["fault"] == "count":
-            print("passed " + json.dumps(counter.passed), flush=True)
+        run_main(request, rank)
         code = 0
-    except SystemExit as error:
-        code = error.code or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
-        import traceback
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+
+def run_main(request, rank):
+    from gpt2 import faults, log
+
+    if not request["picture"]:
+        log.draw = lambda out_dir: None
+    if request["fault"] == "count":
+        counter = Count(rank)
+        faults.aims[:] = [counter]
+    else:
+        faults.take_aim(request["fault"] or os.environ.get("ADAMWPRUNE_FAULT", ""))
+    *module, name = request["program"].split()
+    sys.argv = [name, *request["arguments"]]
+    if module:
+        sys.modules.pop(name, None)
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(name, run_name="__main__")
+    if request["fault"] == "count":
+        counter.say()
 
 
 if __name__ == "__main__":
-    serve()
+    to_do = serve()
+    if to_do:
+        execute(*to_do)

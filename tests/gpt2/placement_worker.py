@@ -1,9 +1,11 @@
-"""Run by test_placement.py in four processes: stops and continues small runs in worlds of 1, 2, 3 and 4 of them."""
+"""Run in four processes by test_placement.py: stops and continues small runs in worlds of 1, 2, 3 and 4 of them."""
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,7 @@ def world_of(rank, size, port):
     with changed(parallel, "start", lambda *arguments, **options: world):
         yield True
     parallel.stop()
+
+
+if __name__ == "__main__":
+    work(int(os.environ["RANK"]), *json.loads(sys.argv[1]))

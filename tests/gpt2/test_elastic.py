@@ -6,7 +6,7 @@ import pytest
 
 from gpt2.errors import UserError
 from gpt2.restarts import count_restart
-from tests.conftest import PRUNED, SMALL, files_of, metrics_of, run
+from tests.conftest import PRUNED, SMALL, files_of, metrics_of, run_anew
 
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
 
@@ -15,7 +15,7 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_bitwise_the_same(zygote, dat
     assert zygote.run(*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'whole'}", ranks=2).codes == [0, 0]
     program = "-m torch.distributed.run --standalone --nproc_per_node=2 --max-restarts=3 train_gpt2.py"
     arguments = [*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'killed'}"]
-    done = run(program, *arguments, env={"ADAMWPRUNE_FAULT": "in_update:15:SIGKILL:1"})
+    done = run_anew(program, *arguments, env={"ADAMWPRUNE_FAULT": "in_update:15:SIGKILL:1"})
     assert "continued from" in done.stdout + done.stderr
     assert files_of(tmp_path / "killed", 30) == files_of(tmp_path / "whole", 30)
     whole, killed = (metrics_of(tmp_path / name) for name in ("whole", "killed"))

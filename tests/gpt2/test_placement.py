@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import re
 import socket
 
@@ -18,8 +19,8 @@ from gpt2.guard import Guard
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
 from gpt2.placement import at_rest, place
-from tests.conftest import SMALL, files_of, metrics_of
-from tests.gpt2.placement_worker import END, HALF, KINDS, SIZES, work
+from tests.conftest import SMALL, files_of, metrics_of, run
+from tests.gpt2.placement_worker import END, HALF, KINDS, SIZES
 
 OPTIONS = [
     *SMALL,
@@ -43,10 +44,8 @@ def runs(data_dir, tmp_path_factory):
     ports = [s.getsockname()[1] for s in sockets]
     for s in sockets:
         s.close()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("WORLDS", str(folder))
-        torch.multiprocessing.spawn(work, (ports, str(folder), str(data_dir), OPTIONS), nprocs=4)
+    given = json.dumps((ports, str(folder), str(data_dir), OPTIONS))
+    run("tests/gpt2/placement_worker.py", given, ranks=4, env={"WORLDS": str(folder)})
     return folder
 
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import SMALL, run, write_shard
+from tests.conftest import SMALL, run, run_anew, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_every_refusal_reaches_every_rank(data_dir, finished, tmp_path):
 
 
 def test_under_torchrun_a_refusal_is_one_line_once(data_dir, finished):
-    done = run(
+    done = run_anew(
         "train_gpt2.py", f"--data_dir={data_dir}", f"--out_dir={finished}", *SMALL, "--n_layer=3", ranks=2, check=False
     )
     lines = [line for line in done.stderr.splitlines() if "train_gpt2.py: error:" in line]

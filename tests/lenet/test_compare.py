@@ -47,7 +47,7 @@ def test_runs_figures_and_continuation(tmp_path):
         tmp_path / "mnist", 20_000, 100
     )  # 40 steps an epoch: pruning begins with step 101, and ends with step 120
     chosen = ("--runs", "sgd_movement_90*", "adamwprune_baseline*", "adamwprune_bitter7_90*")
-    compare(tmp_path, *chosen[:2])
+    compare(tmp_path, *chosen[:2], "--jobs", 1)
     runs = {path.name: path.read_bytes() for path in (tmp_path / "out" / "runs").iterdir()}
     assert len(runs) == 2
     done = compare(tmp_path, *chosen)
