@@ -50,6 +50,8 @@ class Stops:
     def __enter__(self):
         self.before = {number: signal.signal(number, self.receive) for number in SIGNALS}
         self.before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.alarm)
+        for number in getattr(sys.modules.get("gpt2.early"), "heard", ()):
+            self.receive(number, None)
         return self
 
     def __exit__(self, *error):
@@ -62,6 +64,8 @@ class Stops:
         """Agree with the other ranks from now on; one that stands still for `timeout` seconds ends the run."""
         self.size, self.is_main = world.size, world.is_main
         if world.size > 1:
+            if self.reason:
+                signal.alarm(5)
             self.group = dist.new_group(backend="gloo")
             self.watch = Watch(world, lambda: self.checks if self.checks > 2 else 0, timeout)
 

@@ -131,6 +131,14 @@ def test_a_target_below_the_zeros_there_are_is_refused(sparse_run, data_dir, tmp
         train(data_dir, tmp_path / "run", f"--init_from={sparse_run}", *PRUNED_BY_8, "--target_sparsity=0.5")
 
 
+def test_zeros_that_a_pattern_rules_out_are_refused(sparse_run, own_copy, data_dir, tmp_path):
+    patterned = ["--criterion=magnitude", "--pattern=7:8", "--target_sparsity=0.85"]
+    for out_dir, *start in ((tmp_path / "other", f"--init_from={sparse_run}"), (own_copy, "--init_from=resume")):
+        with pytest.raises(UserError, match="more than 7 of 8 weights are zero already") as line:
+            train(data_dir, out_dir, *start, *patterned, "--max_iters=12", "--prune_end=10")
+        assert "\n" not in str(line.value)
+
+
 def test_a_dense_run_that_is_continued_may_begin_to_prune(data_dir, tmp_path):
     train(data_dir, tmp_path / "run")
     train(data_dir, tmp_path / "run", "--init_from=resume", "--max_iters=16", *PRUNED_BY_8, "--prune_end=14")

@@ -43,6 +43,22 @@ def test_a_target_of_zero_keeps_the_zeros_and_prunes_nothing():
     assert (zeros_of(model) == before).all() and pruner.sparsity == before.mean()
 
 
+def test_zeros_that_a_pattern_rules_out_are_refused():
+    for sets, refused in (([[0, 1], [5, 7], [8]], False), ([[0, 1, 3], [5], []], True)):
+        model = linears((4, 12), (4, 12))
+        with torch.no_grad():
+            for group in sets:
+                model[1].weight[2, group] = 0
+        optimizer, options = adamw(model), dict(target_sparsity=0.5, pattern="2:4")
+        if refused:
+            with pytest.raises(ValueError, match="^1.weight: more than 2 of 4 weights are zero already, in 1 places"):
+                Pruner(model, optimizer, **options)
+            Pruner(model, optimizer, keep_zeros=False, **options)
+        else:
+            Pruner(model, optimizer, **options).prune_to(0.5)
+            assert ((model[1].weight == 0).unflatten(1, (3, 4)).sum(-1) == 2).all()
+
+
 def test_keep_zeros_can_be_turned_off():
     model = sparse(0.6)
     optimizer = adamw(model)
