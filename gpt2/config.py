@@ -116,7 +116,10 @@ class Config:
     )
     max_hours: float = option(0.0, "hours after which this start of the run saves and stops; 0: no limit", at_least=0.0)
     dist_timeout_s: float = option(
-        600.0, "seconds without a step after which a run on several ranks ends and names the rank that hangs", above=0.0
+        600.0,
+        "seconds without a step after which a run on several ranks ends and names the rank that hangs",
+        at_least=1.0,
+        below=1e7,
     )
     wandb_log: bool = option(False, "log to Weights & Biases too")
     wandb_project: str = option("adamwprune", "its project")
@@ -240,7 +243,7 @@ def run_file(path, problems):
         return {}
     try:
         names = runpy.run_path(path)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         problems.append(f"{path}: {type(error).__name__}: {error}".replace("\n", " "))
         return {}
     own = (types.ModuleType, types.FunctionType, type)
@@ -268,6 +271,9 @@ def checked(values, where, problems):
             problems.append(f"{where}unknown option {key!r}{nearest(key, FIELDS)}")
             continue
         kind = FIELDS[key].type
+        if type(value) is int and kind in (int, float) and abs(value) >= 2**63:
+            problems.append(f"{where}{key}: expected a number of less than 64 bits")
+            continue
         if kind is float and type(value) is int:
             value = float(value)
         if kind != bool | str and type(value) is not kind:
@@ -413,7 +419,7 @@ def impossible_pattern(config):
     if not config.pattern or config.criterion == "none":
         return []
     n, colon, m = config.pattern.partition(":")
-    if not (colon and n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+    if not (colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
         return [f"pattern={config.pattern}: expected n:m with 0 < n < m, as in 2:4"]
     problems = []
     if config.target_sparsity > int(n) / int(m):

@@ -26,23 +26,23 @@ from tests.gpt2.test_damage import damage
 from tests.zygote import ROOT, Zygote
 
 RUN = {
-    "n_layer": 2,
+    "n_layer": 1,
     "n_head": 2,
     "n_embd": 32,
     "block_size": 16,
     "batch_size": 2,
     "gradient_accumulation_steps": 4,
-    "max_iters": 12,
-    "warmup_iters": 3,
-    "eval_interval": 4,
+    "max_iters": 6,
+    "warmup_iters": 2,
+    "eval_interval": 3,
     "eval_iters": 2,
     "log_interval": 1,
-    "checkpoint_interval": 3,
+    "checkpoint_interval": 2,
     "learning_rate": 1e-2,
     "dropout": 0.1,
     "criterion": "bitter7",
-    "prune_begin": 2,
-    "prune_end": 10,
+    "prune_begin": 1,
+    "prune_end": 5,
     "prune_interval": 2,
     "device": "cpu",
     "dtype": "float32",
@@ -120,7 +120,7 @@ class Torture:
         killed, out_dir, generator = self.folder / "killed", self.folder / "case", random.Random(f"damage {seed}")
         expected = self.undisturbed(parallel, ranks)
         if not killed.exists():
-            self.run("killed", parallel, ranks, fault="in_update:11:SIGKILL")
+            self.run("killed", parallel, ranks, fault="in_update:5:SIGKILL")
         shutil.rmtree(out_dir, ignore_errors=True)
         shutil.copytree(killed, out_dir)
         what = [damage(out_dir / "checkpoints", generator)[0] for _ in range(generator.choice([1, 1, 1, 2]))]
@@ -224,8 +224,8 @@ def table(results):
     text = [
         "# What was broken on purpose, and what came of it",
         "",
-        "Written by `make torture` (`python -m tests.torture`), which anybody can repeat. A case is a run of 12 steps",
-        "with dropout, pruning and a checkpoint every 3 steps, which is killed or asked to stop at one point and then",
+        "Written by `make torture` (`python -m tests.torture`), which anybody can repeat. A case is a run of 6 steps",
+        "with dropout, pruning and a checkpoint every 2 steps, which is killed or asked to stop at one point and then",
         "continued by the same command. It passes when the last checkpoint has, byte for byte, the weights and",
         "optimizer states of an undisturbed run, when loss, validation loss and sparsity of every step are the same",
         "numbers, and when no half-written file is left. After SIGTERM the run must also have ended with 0 and saved",
