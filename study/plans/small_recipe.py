@@ -15,6 +15,10 @@ CHANGES = {
     "density_lr-half-2": QUARTER | {"change": ("density_lr", {"power": 0.5, "most": 2.0})},
     "density_lr-half-4": QUARTER | {"change": ("density_lr", {"power": 0.5, "most": 4.0})},
     "density_lr-one-4": QUARTER | {"change": ("density_lr", {"power": 1.0, "most": 4.0})},
+    # is it the criterion, or the rate alone? and is a higher rate for everything as good?
+    "magnitude-density_lr-one-4": dict(criterion="magnitude") | {"change": ("density_lr", {"power": 1.0, "most": 4.0})},
+    "magnitude-rate-2": dict(criterion="magnitude", learning_rate=1.2e-2),
+    "quarter-rate-2": QUARTER | dict(learning_rate=1.2e-2),
     "held-magnitude": dict(criterion="magnitude") | HELD,
     "held-quarter": QUARTER | HELD,
     "averaged": QUARTER | {"change": ("averaged", {})},
@@ -27,19 +31,24 @@ CHANGES = {
     "interval-2": QUARTER | dict(prune_interval=2),
     "interval-40": QUARTER | dict(prune_interval=40),
 }
+OF_MAGNITUDE = ("magnitude-density_lr-one-4", "magnitude-rate-2")
 arms = {
     "dense": {},
+    "dense-rate-2": dict(learning_rate=1.2e-2),
     "held-dense": HELD,
     **{f"{name}-{round(100 * s)}": own | {"target_sparsity": s} for s in (0.9, 0.75) for name, own in CHANGES.items()},
 }
 pairs = [
     ("held-dense", "dense"),
+    ("dense-rate-2", "dense"),
+    *((f"density_lr-one-4-{percent}", f"magnitude-density_lr-one-4-{percent}") for percent in (90, 75)),
+    *((f"{name}-{percent}", f"magnitude-{percent}") for percent in (90, 75) for name in OF_MAGNITUDE),
     *((f"quarter-{percent}", f"magnitude-{percent}") for percent in (90, 75)),
     *((f"held-quarter-{percent}", f"held-magnitude-{percent}") for percent in (90, 75)),
     *(
         (f"{name}-{percent}", f"quarter-{percent}")
         for percent in (90, 75)
         for name in CHANGES
-        if name not in ("magnitude", "quarter", "held-magnitude")
+        if name not in ("magnitude", "quarter", "held-magnitude", *OF_MAGNITUDE)
     ),
 ]
