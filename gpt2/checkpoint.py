@@ -178,8 +178,10 @@ def at(path):
             raise UserError(f"{path}: damaged checkpoint: {error}") from None
     found = newest(path)
     if found is None:
+        whole = "whole " if checkpoints(path / "checkpoints") else ""
         raise UserError(
-            f"{path}: holds no checkpoint (expected the out_dir of a run, or one of its checkpoints/step-... folders)"
+            f"{path}: holds no {whole}checkpoint (expected the out_dir of a run, or one of its checkpoints/step-... "
+            "folders)"
         )
     return found
 

@@ -10,37 +10,47 @@ if __name__ == "__main__":
 
 import pickle
 import sys
-import tempfile
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from gpt2 import tokenizer
+from gpt2 import hugging_face, tokenizer
 from gpt2.config import FIELDS, Config
-from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import sync
+from gpt2.errors import Parser, UserError, first_line, one_line_errors
+from gpt2.files import new_folder
 from gpt2.load import sizes_in
 from gpt2.model import GPT
-from gpt2.writer import Writer
+from gpt2.writer import write_checkpoint
+
+SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
 def read_nanogpt(path):
     """(name -> tensor, {option: value}, step, val_loss or None) of a ckpt.pt. UserError where it is none."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a whole file of torch.save's")
     try:
         kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be read as tensors and plain values: {str(error).splitlines()[0]}") from None
-    if not isinstance(kept, dict) or not {"model", "model_args"} <= kept.keys():
+        raise UserError(f"{path}: cannot be read as tensors and plain values: {first_line(error)}") from None
+    if not isinstance(kept, dict) or not all(isinstance(kept.get(part), dict) for part in ("model", "model_args")):
         raise UserError(f"{path}: not nanoGPT's checkpoint: expected a dict with model and model_args")
+    if lacking := [name for name in SIZES if type(kept["model_args"].get(name)) is not int]:
+        raise UserError(f"{path}: not nanoGPT's checkpoint: its model_args lack {', '.join(lacking)}, a whole number")
     tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in kept["model"].items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn.bias")}  # the causal mask
     tensors.pop("lm_head.weight", None)  # tied to transformer.wte.weight
-    options = {**(kept.get("config") or {}), **kept["model_args"]}
-    val_loss = kept.get("best_val_loss")
-    return tensors, options, int(kept.get("iter_num", 0)), None if val_loss is None else float(val_loss)
+    options = kept["config"] if isinstance(kept.get("config"), dict) else {}
+    try:
+        step = max(0, int(kept.get("iter_num", 0)))
+        val_loss = None if kept.get("best_val_loss") is None else float(kept["best_val_loss"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: iter_num or best_val_loss is no number: {error}") from None
+    return tensors, options | kept["model_args"], step, val_loss
 
 
 def config_from(options):
@@ -55,7 +65,11 @@ def words_for(config, characters):
     """The tokenizer: the characters of a text file, or GPT-2's, where the vocabulary has its size or is padded beyond
     it."""
     if characters:
-        words = tokenizer.load("char", "".join(sorted(set(Path(characters).read_text()))))
+        try:
+            text = Path(characters).read_text()
+        except (OSError, ValueError) as error:
+            raise UserError(f"--characters {characters}: cannot be read as text: {error}") from None
+        words = tokenizer.load("char", "".join(sorted(set(text))))
         if config.vocab_size not in (words.vocab_size, words.vocab_size - 1):  # nanoGPT's has no end-of-text
             raise UserError(
                 f"--characters {characters}: {words.vocab_size - 1} characters, the model has {config.vocab_size}"
@@ -68,21 +82,14 @@ def words_for(config, characters):
 
 def convert(path, to, characters=None):
     """Write the checkpoint at `path` as ours into the new folder `to`. UserError where one of them is wrong."""
-    to = Path(to)
-    if to.exists():
-        raise UserError(f"--to {to}: is there already; remove it or name another folder")
     tensors, options, step, val_loss = read_nanogpt(path)
     config = config_from(options)
-    words = words_for(config, characters)
+    hugging_face.require_plausible(sizes_in(config), path)
     check(tensors, config, path)
+    words = words_for(config, characters)
     facts = {"config": asdict(config), "data": [], "tokenizer": words.describe(), "val_loss": val_loss, "pruner": None}
-    to.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=to.absolute().parent, prefix=f".{to.name}.") as beside:
-        with Writer(beside, keep=1) as writer:
-            writer.save(step, {"model.safetensors": tensors, "optimizer.safetensors": {}}, **facts)
-            writer.finish()
-        (Path(beside) / "checkpoints" / f"step-{step:08d}").rename(to)
-    sync(to.absolute().parent)
+    with new_folder(to, "--to") as beside:
+        write_checkpoint(beside, step, {"model.safetensors": tensors, "optimizer.safetensors": {}}, facts)
     return words
 
 
@@ -93,11 +100,11 @@ def check(tensors, config, path):
     wrong = [
         name
         for name in expected.keys() | tensors.keys()
-        if expected.get(name) != getattr(tensors.get(name), "shape", 0)
+        if expected.get(name) != getattr(tensors.get(name), "shape", 0) or not tensors[name].is_floating_point()
     ]
     if wrong:
         raise UserError(
-            f"{path}: {sorted(wrong)[0]} is not as in a GPT of its model_args ({len(wrong)} tensors differ)"
+            f"{path}: {sorted(wrong)[0]} is not as in a GPT of its model_args ({len(wrong)} tensors are not)"
         )
 
 
@@ -108,7 +115,7 @@ def main(arguments):
     parser.add_argument(
         "--characters", metavar="FILE", help="the text that a character model was trained on (input.txt)"
     )
-    with one_line_errors(parser.prog, OSError):
+    with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
         words = convert(args.checkpoint, args.to, args.characters)
         print(f"{args.to}: a checkpoint with the tokenizer {words.name}; train on with --init_from={args.to}")

@@ -8,7 +8,6 @@ torchrun too.
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
-import json
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.faults import point
 from gpt2.files import write_json
 from gpt2.hf_tokenizer import token_bytes
+from gpt2.metrics import EVALUATION, read_evaluation
 from gpt2.progress import progress
 from gpt2.shards import find_shards, read_meta
 from gpt2.stops import Stopped
@@ -51,9 +51,13 @@ def evaluate(model, windows, config, world, dtype, checked=iter):
 
 def measure_validation(args, found, model, world, dtype):
     """{"validation": ...} of the validation shards, or {"strided": ...} with --stride."""
-    data_dir = args.data_dir or found.config.data_dir
+    data_dir, sizes = args.data_dir or found.config.data_dir, found.sizes
     data_format = args.data_format or (found.config.data_format if found.config else "shards")
-    shards, sizes = find_shards(data_dir, "val", data_format), found.sizes
+    try:
+        shards = find_shards(data_dir, "val", data_format)
+    except UserError as error:
+        elsewhere = "" if args.data_dir else "; where the data lie elsewhere now, name their folder with --data_dir"
+        raise UserError(f"{error}{elsewhere}") from None
     stride = args.stride or sizes.block_size
     if not 1 <= stride <= sizes.block_size:
         raise UserError(f"--stride {stride}: expected 1 to the model's context of {sizes.block_size} tokens")
@@ -119,13 +123,9 @@ def measures_of(args, found):
 
 def keep(folder, results, facts):
     """Write evaluation.json into `folder`; parts that were not measured this time stay as they were."""
-    path = folder / "evaluation.json"
+    path = folder / EVALUATION
     try:
-        before = json.loads(path.read_text())
-    except (OSError, ValueError):
-        before = {}
-    try:
-        write_json(path, before | facts | results)
+        write_json(path, read_evaluation(folder) | facts | results)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}") from None
     return path

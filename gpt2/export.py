@@ -12,7 +12,6 @@ if __name__ == "__main__":
 import json
 import math
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import torch
 
 from gpt2 import bitmask, hf_tokenizer, hugging_face, load
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import sync, write_atomically, write_json
+from gpt2.files import new_folder, write_atomically, write_json
 from gpt2.model import GPT
 from gpt2.model_card import model_card
 from gpt2.writer import bytes_of, ordered, safetensors_header
@@ -125,22 +124,10 @@ def export(source, form, to, dtype, licence):
     be read."""
     found, to = load.find(source), Path(to)
     words = load.tokenizer_of(found)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"--to {to}: is there already; remove it or name another folder")
-    beside = to.absolute().with_name(f".{to.name}.{os.getpid()}.tmp")
-    try:
-        beside.mkdir(parents=True)
+    with new_folder(to, "--to") as beside:
         WRITERS[form](found, beside, words, dtype)
         write_json(beside / load.ORIGIN, load.origin_of(found, words))
         write_atomically(beside / "README.md", model_card(found, words, form, dtype, licence, to.name).encode())
-        if to.exists():
-            to.rmdir()
-        beside.rename(to)
-        sync(to.absolute().parent)
-    except OSError as error:
-        raise UserError(f"--to {to}: cannot be written: {error}; nothing is left behind") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return to
 
 

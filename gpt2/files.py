@@ -1,10 +1,14 @@
-"""Files that are whole or not there: written beside, flushed to the disk, renamed."""
+"""Files and folders that are whole or not there: written beside, flushed to the disk, renamed."""
 
+import contextlib
 import io
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
+
+from gpt2.errors import UserError
 
 
 def write_atomically(path, data):
@@ -21,6 +25,29 @@ def write_atomically(path, data):
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(to, option):
+    """A folder beside `to` for the block to fill, which becomes `to` at its end; of a block that fails nothing is left.
+
+    UserError, naming the command's `option`, where `to` holds something already or cannot be written.
+    """
+    to = Path(to)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{option} {to}: is there already; remove it or name another folder")
+    beside = to.absolute().with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if to.exists():
+            to.rmdir()
+        beside.rename(to)
+        sync(beside.parent)
+    except OSError as error:
+        raise UserError(f"{option} {to}: cannot be written: {error}; nothing is left behind") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write_json(path, value):

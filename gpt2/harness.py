@@ -32,7 +32,10 @@ def run_tasks(names, found, words, world):
     if unknown := [task for task in by_name if task not in known]:
         raise UserError(f"--lm_eval: {', '.join(unknown)}: neither a task of lm-evaluation-harness nor a YAML file")
     with tempfile.TemporaryDirectory() as folder:
-        write_hugging_face(found, Path(folder), words, "float32")
+        try:
+            write_hugging_face(found, Path(folder), words, "float32")
+        except OSError as error:
+            raise UserError(f"--lm_eval: {folder}, where the model is put for it, cannot be written: {error}") from None
         model = harness_model(
             folder, world, rows_at_a_time(world.device, found.sizes.block_size, found.sizes.vocab_size)
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.model import GPT, GPTConfig
 
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -46,12 +46,22 @@ def sizes_of(folder):
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     except KeyError as error:
         raise UserError(f"{path}: lacks {error}, which a GPT-2 config has") from None
+    require_plausible(sizes, path)
     for name, values in FIXED.items():
         if theirs.get(name, values[0]) not in values:
             raise UserError(f"{path}: {name} is {theirs[name]}, and only {values[0]} is supported")
     if theirs.get("n_inner") not in (None, 4 * sizes.n_embd):
         raise UserError(f"{path}: n_inner is {theirs['n_inner']}, and only {4 * sizes.n_embd} is supported")
     return sizes
+
+
+def require_plausible(sizes, where):
+    """UserError where these are not the sizes of a GPT."""
+    for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+        if type(value := getattr(sizes, name)) is not int or value < 1:
+            raise UserError(f"{where}: {name} is {value!r}, expected a whole number above 0")
+    if sizes.n_embd % sizes.n_head:
+        raise UserError(f"{where}: n_embd={sizes.n_embd} is not divisible by n_head={sizes.n_head}")
 
 
 def readers(folder, sizes):
@@ -81,8 +91,11 @@ def weight_files(folder):
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
-        names = json.loads((folder / INDEX).read_text())["weight_map"].values()
-        return [folder / Path(name).name for name in sorted(set(names))]
+        try:
+            names = json.loads((folder / INDEX).read_text())["weight_map"].values()
+            return [folder / Path(name).name for name in sorted(set(names))]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / INDEX}: does not name files of weights: {first_line(error)}") from None
     raise UserError(
         f"{folder}: holds no {WEIGHTS} (files of other formats can run code when they are read: convert them there)"
     )

@@ -61,10 +61,14 @@ def find(path):
 
 
 def is_hugging_face(path):
+    """Whether a config.json says so, or lies beside weights: then hugging_face.sizes_of tells what is wrong with it."""
     try:
-        return "model_type" in json.loads((path / "config.json").read_text())
-    except (OSError, ValueError, TypeError):
+        theirs = json.loads((path / "config.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except (OSError, ValueError):
+        theirs = None
+    return isinstance(theirs, dict) and "model_type" in theirs or (path / hugging_face.WEIGHTS).exists()
 
 
 def find_bitmask(path):
@@ -77,6 +81,7 @@ def find_bitmask(path):
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a bitmask export: {error}") from None
+    hugging_face.require_plausible(sizes, path / ORIGIN)
     return Found(path, "bitmask", sizes, tensors, **facts)
 
 
@@ -88,6 +93,9 @@ def known(path):
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path / ORIGIN}: cannot be read as JSON: {error}") from None
+    parts = [origin.get("config"), origin.get("tokenizer")] if isinstance(origin, dict) else [origin]
+    if not all(isinstance(part, dict | None) for part in parts):
+        raise UserError(f"{path / ORIGIN}: is not as an export writes it: export again")
     config = origin.get("config")
     return {"config": config and run_config(config, path / ORIGIN), "origin": origin}
 

@@ -1,11 +1,12 @@
 """The model card (README.md) of an exported model: what it was trained on, how it was pruned, what was measured, how to
 load it."""
 
-import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from gpt2 import bitmask, load
-from gpt2.config import Config
+from gpt2.config import FIELDS, Config, with_defaults_resolved
+from gpt2.metrics import measures, read_evaluation
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
@@ -16,9 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```""",
-    "bitmask": """`{file}` holds one bit a weight and the values that are not zero. gpt2/bitmask.py of AdamWPrune, which
-    needs torch and
-safetensors alone, reads it:
+    "bitmask": """`{file}` holds one bit a weight and the values that are not zero. gpt2/bitmask.py of AdamWPrune,
+which needs torch and safetensors alone, reads it:
 
 ```python
 from gpt2.bitmask import load
@@ -35,7 +35,8 @@ def model_card(found, words, form, dtype, licence, name):
     front = ["---", f"license: {licence}", "tags: [gpt2, pruning, sparsity]"]
     if form == "hf":
         front += ["library_name: transformers", "pipeline_tag: text-generation"]
-    sizes = asdict(found.sizes) | {"parameters": f"{parameters:,}", "tokenizer": words.name, "weights": dtype}
+    sizes = {name: getattr(found.sizes, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    sizes |= {"parameters": f"{parameters:,}", "tokenizer": words.name, "weights": dtype}
     parts = [
         "\n".join([*front, "---", "", f"# {name}"]),
         introduction(found, sparsity),
@@ -86,7 +87,7 @@ def training(found):
         return ""
     step = found.origin.get("step", config.max_iters)
     facts = [
-        ("data", config.data_dir),
+        ("data", public(config.data_dir)),
         ("steps", f"{step:,} of {config.max_iters:,}"),
         ("tokens seen", f"{step * config.tokens_per_step:,}"),
         ("criterion", config.criterion),
@@ -106,6 +107,11 @@ def training(found):
     return "## Training\n\n" + table(("", ""), facts) + "\n\n```\n" + command(config) + "\n```"
 
 
+def public(path):
+    """A path as a card may show it: where it lies on this machine is nobody's business."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
 def shard_rows(data):
     """[[name, ...], ...] of the training shards in a manifest's "data"."""
     rows = data.get("shards", data.get("train", [])) if isinstance(data, dict) else data
@@ -113,31 +119,26 @@ def shard_rows(data):
 
 
 def command(config):
-    """The command that trains such a model: every option that is not the default, the machine's aside."""
-    defaults, machine = asdict(Config()), ("out_dir", "device", "wandb_log", "wandb_project", "wandb_run_name")
+    """The command that trains such a model: the options that are neither the default, nor follow from others or from
+    the data, nor are the machine's."""
+    derived = {name: FIELDS[name].default for name in ("min_lr", "lr_decay_iters", "prune_begin", "prune_end")}
+    usual = asdict(with_defaults_resolved(replace(config, **derived)))
+    usual = asdict(Config()) | {name: usual[name] for name in derived}
+    machine = ("out_dir", "device", "vocab_size", "wandb_log", "wandb_project", "wandb_run_name")
+    config = replace(config, data_dir=public(config.data_dir), init_from=public(config.init_from))
     options = [
-        f"--{name}={value}" for name, value in asdict(config).items() if value != defaults[name] and name not in machine
+        f"--{name}={value}" for name, value in asdict(config).items() if value != usual[name] and name not in machine
     ]
     return " \\\n    ".join(["python train_gpt2.py", *options])
 
 
 def evaluation(found):
     """What gpt2.evaluate measured on these weights, or at least the validation loss that the run itself saw."""
-    try:
-        measured = json.loads((found.folder / "evaluation.json").read_text())
-    except (OSError, ValueError):
-        measured = {}
     rows = []
     if found.origin.get("val_loss") is not None:
         rows.append(("validation loss during training", f"{found.origin['val_loss']:.4f}"))
-    for part in ("validation", "strided", "hellaswag", *measured.get("lm_eval", {})):
-        facts = measured.get(part) or measured.get("lm_eval", {}).get(part, {})
-        for name, value in facts.items():
-            if isinstance(value, float) and not name.endswith("_stderr"):
-                error = facts.get(f"{name}_stderr")
-                rows.append(
-                    (f"{part}: {name}", f"{value:.4f}" + (f" ± {error:.4f}" if isinstance(error, float) else ""))
-                )
+    for part, name, value, error in measures(read_evaluation(found.folder)):
+        rows.append((f"{part}: {name}", f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")))
     return "## Evaluation\n\n" + table(("", ""), rows) if rows else ""
 
 

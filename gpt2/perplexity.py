@@ -95,6 +95,7 @@ def measure(model, windows, numbers, bytes_of, world, dtype, progress=lambda row
     if bytes_of:
         bits, error, bytes_read = (value / math.log(2) for value in ratio(sums[6:]))
         facts |= {"bits_per_byte": bits, "bits_per_byte_stderr": error, "bytes": round(bytes_read * math.log(2))}
+    facts = {name: value for name, value in facts.items() if not (name.endswith("_stderr") and math.isnan(value))}
     return facts | {"windows": len(numbers), "block_size": windows.block_size, "stride": windows.stride}
 
 
@@ -110,7 +111,7 @@ def ratio(sums):
     count, losses, sizes, losses2, sizes2, products = sums.tolist()
     mean = losses / max(sizes, 1)
     scatter = max(0.0, losses2 - 2 * mean * products + mean**2 * sizes2)
-    error = math.sqrt(scatter * count / max(1, count - 1)) / max(sizes, 1) if count > 1 else math.nan
+    error = math.sqrt(scatter * count / max(1, count - 1)) / max(sizes, 1) if count > 1 else math.nan  # unknown
     return mean, error, sizes
 
 

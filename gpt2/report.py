@@ -20,7 +20,7 @@ from gpt2.config import FIELDS
 from gpt2.decode import generate
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
-from gpt2.metrics import read_metrics
+from gpt2.metrics import measures, read_evaluation, read_metrics
 
 CURVES = ("val_loss", "train_loss", "sparsity", "learning_rate", "grad_norm", "tokens_per_second")
 POINTS = 2000  # of a curve in the page, at most
@@ -43,8 +43,8 @@ def read_run(out_dir, name, sample_tokens):
     """All that the page shows of a run, as JSON. UserError where the folder holds no run."""
     lines = read_metrics(Path(out_dir) / "metrics.jsonl")
     try:
-        config = json.loads((Path(out_dir) / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        config = dict(json.loads((Path(out_dir) / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{out_dir}: not the out_dir of a run: config.json: {error}") from None
     if not lines:
         raise UserError(f"{out_dir}: metrics.jsonl holds no line yet")
@@ -146,20 +146,8 @@ def sample_of(out_dir, found, tokens):
 
 def evaluation_of(found):
     """{"part metric": number} of the checkpoint's evaluation.json; {} where there is none."""
-    try:
-        measured = json.loads((found.folder / "evaluation.json").read_text())
-    except (AttributeError, OSError, ValueError):
-        return {}
-    parts = {
-        **{k: v for k, v in measured.items() if isinstance(v, dict) and k != "lm_eval"},
-        **measured.get("lm_eval", {}),
-    }
-    return {
-        f"{part} {name}": value
-        for part, facts in parts.items()
-        for name, value in facts.items()
-        if isinstance(value, float) and not name.endswith("_stderr")
-    }
+    rows = measures(read_evaluation(found.folder)) if found else []
+    return {f"{part} {name}": value for part, name, value, _ in rows if math.isfinite(value)}
 
 
 def names_of(folders):

@@ -84,6 +84,20 @@ def bytes_of(tensor):
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
+def write_checkpoint(folder, step, files, facts):
+    """Make `folder` and write a checkpoint's files into it, the manifest last.
+
+    files: file -> {name: tensor on the CPU}; facts: what else the manifest holds.
+    """
+    folder.mkdir(exist_ok=True)
+    point("before_write")
+    written = {name: write_safetensors(folder / name, tensors) for name, tensors in files.items()}
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    manifest = {"format": checkpoint.FORMAT, "step": step, **facts, "versions": versions, "files": written}
+    point("before_manifest")
+    write_json(folder / "manifest.json", manifest | {"checksum": checkpoint.checksum(manifest)})
+
+
 class Snapshot:
     """Copies of tensors in host memory, pinned where they come from a GPU; the next snapshot uses the memory again."""
 
@@ -186,13 +200,7 @@ class Writer:
             shutil.rmtree(leftover)
         self.check_space()
         try:
-            beside.mkdir()
-            point("before_write")
-            files = {name: write_safetensors(beside / name, tensors) for name, tensors in self.snapshot.files.items()}
-            versions = {"torch": torch.__version__, "python": platform.python_version()}
-            manifest = {"format": checkpoint.FORMAT, "step": step, **facts, "versions": versions, "files": files}
-            point("before_manifest")
-            write_json(beside / "manifest.json", manifest | {"checksum": checkpoint.checksum(manifest)})
+            write_checkpoint(beside, step, self.snapshot.files, facts)
             if final.exists():
                 checkpoint.set_aside(final)
             point("before_rename")

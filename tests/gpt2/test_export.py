@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt2 import evaluate, export, hf_tokenizer, load, tokenizer
+from gpt2 import convert, evaluate, export, hf_tokenizer, load, picture, report, tokenizer
 from gpt2.bitmask import load as load_bitmask
 from gpt2.model import GPT, GPTConfig
 from tests.conftest import ROOT, shared_data
@@ -144,8 +146,11 @@ def test_the_card_says_what_was_done(finished_run, command, tmp_path):
         "30 of 30",
         "bits_per_byte",
         "--criterion=bitter7",
+        "--data_dir=data \\",
     ):
         assert words in card
+    for words in (str(tmp_path), str(finished_run("char").parent), "--min_lr", "--vocab_size", "activation_check"):
+        assert words not in card, words  # what follows from other options, and where it lay on this machine
     assert len(re.findall(r"\| [01] \|( [\d.]+% \|){4}", card)) == 2
 
 
@@ -187,6 +192,37 @@ def test_a_full_disk_leaves_nothing(finished_run, command, tmp_path, monkeypatch
     code, _, err = command(export, finished_run("char"), "--format", form, "--to", tmp_path / "out")
     assert code == 2 and "No space left" in err and len(err.strip().splitlines()) == 1
     assert os.listdir(tmp_path) == []
+
+
+def test_no_command_leaves_a_part_of_a_file_on_a_disk_that_takes_no_more(finished_run, command, tmp_path):
+    """Files end at a limit of the system's, as on a full disk: one line, exit code 2, and what was there stays."""
+    shutil.copytree(finished_run("char"), tmp_path / "run")
+    sizes = dict(n_layer=1, n_head=2, n_embd=16, block_size=16, bias=True, vocab_size=50257, dropout=0.0)
+    torch.save({"model": GPT(GPTConfig(**sizes)).state_dict(), "model_args": sizes}, tmp_path / "ckpt.pt")
+    calls = {
+        60_000: [
+            (export, tmp_path / "run", "--to", tmp_path / "out"),
+            (export, tmp_path / "run", "--format", "bitmask", "--to", tmp_path / "out"),
+            (convert, tmp_path / "ckpt.pt", "--to", tmp_path / "out"),
+        ],
+        100: [
+            (report, tmp_path / "run", "--sample_tokens", 0, "--to", tmp_path / "out.html"),
+            (picture, tmp_path / "run"),
+            (evaluate, tmp_path / "run", "--tokens", 64),
+        ],
+    }
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, commands in calls.items():
+        for module, *arguments in commands:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+            try:
+                code, _, err = command(module, *arguments)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+            errors = [line for line in err.splitlines() if "window" not in line and line]
+            assert code == 2 and len(errors) == 1 and "cannot be written: [Errno 27]" in errors[0], (module, err)
+            assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_no_checkpoint_and_a_damaged_one_are_one_line(finished_run, command, tmp_path):

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from gpt2 import evaluate
+from tests.conftest import run
 from tests.gpt2.test_hellaswag import ITEMS
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -48,6 +49,28 @@ def test_the_harness_and_our_hellaswag_agree(finished_run, command, task, monkey
     assert theirs["acc"] == ours["harness_acc"] and theirs["acc_norm"] == ours["harness_acc_norm"]
     assert theirs["acc_norm_stderr"] == pytest.approx(ours["harness_acc_norm_stderr"])
     assert 0 < theirs["acc_norm"] < 1 and "local_hellaswag: " in out
+
+
+def test_ranks_share_the_work_and_agree(finished_run, command, task, monkeypatch):
+    """Validation, HellaSwag and the harness on two ranks give what one gives, to the order of sums."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(task / "cache"))
+    out_dir = finished_run("byte")
+    items = task / "items.jsonl"
+    arguments = ["--tokens", 640, "--hellaswag", items, "--lm_eval", task / "local_hellaswag.yaml", "--device", "cpu"]
+    code, _, err = command(evaluate, out_dir, *arguments)
+    assert code == 0, err
+    (path,) = out_dir.glob("checkpoints/step-00000030/evaluation.json")
+    alone = json.loads(path.read_text())
+    path.unlink()
+    run("-m gpt2.evaluate", out_dir, *arguments, ranks=2)
+    together = json.loads(path.read_text())
+    numbers = lambda facts: {name: value for name, value in facts.items() if isinstance(value, (int, float))}
+    for one, two in (
+        (alone["validation"], together["validation"]),
+        (alone["hellaswag"], together["hellaswag"]),
+        (alone["lm_eval"]["local_hellaswag"], together["lm_eval"]["local_hellaswag"]),
+    ):
+        assert numbers(two) == pytest.approx(numbers(one), rel=1e-6) and len(numbers(one)) > 4
 
 
 def test_unknown_tasks_are_one_line(finished_run, command, monkeypatch):

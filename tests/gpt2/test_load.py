@@ -72,12 +72,16 @@ def test_folders_as_transformers_and_the_hub_lay_them_out(their_model, tmp_path,
         ({"activation_function": "relu"}, "activation_function is relu"),
         ({"n_inner": 7}, "n_inner is 7"),
         ({"n_layer": 3}, "lacks the parameter"),
+        ({"n_layer": "2"}, "n_layer is '2', expected a whole number"),
+        ({"n_embd": 0}, "n_embd is 0"),
+        ({"n_head": 5}, "not divisible by n_head=5"),
+        ([], "cannot be read as JSON"),
     ],
 )
 def test_other_architectures_are_one_line(their_model, command, tmp_path, change, words):
     their_model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change if change else change))
     code, _, err = command(export, tmp_path, "--to", tmp_path / "out")
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1
 
@@ -89,6 +93,15 @@ def test_a_folder_without_safetensors_or_tokenizer(their_model, command, tmp_pat
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     code, _, err = command(export, tmp_path, "--to", tmp_path / "out")
     assert code == 2 and "holds no model.safetensors" in err
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 3}}'])
+def test_a_damaged_index_of_weights_is_one_line(their_model, command, tmp_path, index):
+    their_model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    code, _, err = command(export, tmp_path, "--to", tmp_path / "out")
+    assert code == 2 and "index.json: does not name files" in err and len(err.strip().splitlines()) == 1
 
 
 def trained_on(out_dir, source, *options):
@@ -105,10 +118,9 @@ def test_training_on_from_a_sparse_model(finished_run, command, tmp_path, form):
     trained_on(tmp_path / "run", source, f"--init_from={start}", "--max_iters=2", "--eval_interval=1")
     before, after = load.find(source).tensors, load.find(tmp_path / "run").tensors
     assert any((before[name]() != after[name]()).any() for name in before)
-    if "keep_zeros" in train_gpt2.load_config.__globals__["FIELDS"]:
-        for name in before:
-            if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
-                assert torch.equal(before[name]() == 0, after[name]() == 0), name
+    for name in before:
+        if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")):
+            assert torch.equal(before[name]() == 0, after[name]() == 0), name
     expected = metrics_of(source)[-1]["val_loss"]
     assert metrics_of(tmp_path / "run")[0]["val_loss"] == pytest.approx(expected, abs=0.3)
 
@@ -155,6 +167,27 @@ def test_nanogpt_characters_have_no_end_of_text(command, tmp_path):
     assert theirs("cab")["input_ids"] == [4, 2, 3] and model.config.vocab_size == 5
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model": [1]}, "not nanoGPT's checkpoint"),
+        ({"model_args": {}}, "model_args lack n_layer, n_head"),
+        ({"iter_num": "x"}, "iter_num"),
+        ({"model": {}}, "is not as in a GPT of its model_args"),
+        (None, "not a whole file of torch.save's"),
+    ],
+)
+def test_what_is_no_checkpoint_of_nanogpt_is_one_line(command, tmp_path, change, words):
+    path = tmp_path / "ckpt.pt"
+    nanogpt_checkpoint(path, 300)
+    if change is None:
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        torch.save(torch.load(path, weights_only=True) | change, path)
+    code, _, err = command(convert, path, "--to", tmp_path / "mine")
+    assert code == 2 and words in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "mine").exists()
+
+
 class Runs:
     def __reduce__(self):
         return (sys.exit, (77,))
@@ -170,15 +203,18 @@ def test_a_finished_run_moved_without_its_data(finished_run, command, tmp_path):
     import shutil
 
     shutil.copytree(finished_run("char"), tmp_path / "moved")
-    for path in tmp_path.glob("moved/checkpoints/*/manifest.json"):  # the data's folder is gone
-        text = path.read_text()
-        assert str(finished_run("char").parent / "data") in text
-    if load.find(tmp_path / "moved").origin.get("tokenizer"):
-        code, out, err = command(sample, tmp_path / "moved", "--device", "cpu", "--max_new_tokens", 5)
-        assert code == 0, err
-    data = finished_run("char").parent / "data"
-    code, _, err = command(evaluate, tmp_path / "moved", "--data_dir", data, "--tokens", 64)
-    assert code == 0, err
+    data, elsewhere = finished_run("char").parent / "data", tmp_path / "elsewhere"
+    data.rename(elsewhere)
+    try:
+        assert command(sample, tmp_path / "moved", "--device", "cpu", "--max_new_tokens", 5)[0] == 0
+        assert command(export, tmp_path / "moved", "--to", tmp_path / "hf")[0] == 0
+        for source in (tmp_path / "moved", tmp_path / "hf"):
+            code, _, err = command(evaluate, source)
+            assert code == 2 and f"{data}: no such folder" in err and "with --data_dir" in err
+            code, _, err = command(evaluate, source, "--data_dir", elsewhere, "--tokens", 64)
+            assert code == 0, err
+    finally:
+        elsewhere.rename(data)
 
 
 def test_a_2_4_run_has_the_pattern_of_sparse_tensor_cores(finished_run, tmp_path):
