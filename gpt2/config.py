@@ -65,9 +65,11 @@ class Config:
     )
     spam_warmup_steps: int = option(0, "adamwspam: steps of cosine warm-up after a reset", at_least=0)
     learning_rate: float = option(6e-4, "highest learning rate, reached after warm-up", above=0.0)
-    min_lr: float = option(-1.0, "learning rate at the end of the cosine; -1: a tenth of learning_rate")
+    min_lr: float = option(-1.0, "learning rate at the end of the decay; -1: a tenth of learning_rate")
     warmup_iters: int = option(700, "steps of linear warm-up", at_least=0)
-    lr_decay_iters: int = option(-1, "step at which the cosine reaches min_lr; -1: max_iters", at_least=-1)
+    lr_schedule: str = option("cosine", "how the learning rate falls to min_lr", choices=("cosine", "linear"))
+    lr_decay_begin: int = option(0, "the learning rate is held to this step, where it lies after warm-up", at_least=0)
+    lr_decay_iters: int = option(-1, "step at which the learning rate reaches min_lr; -1: max_iters", at_least=-1)
     decay_lr: bool = option(True, "warm up and decay; False: constant learning_rate")
     max_iters: int = option(19073, "optimizer steps of the run (default: 10 billion tokens)", at_least=1)
     weight_decay: float = option(
@@ -394,6 +396,11 @@ def impossible(config, names):
         problems.append(
             f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end "
             f"<= max_iters={config.max_iters}"
+        )
+    if config.lr_decay_begin > max(config.warmup_iters, with_defaults_resolved(config).lr_decay_iters):
+        problems.append(
+            f"lr_decay_begin={config.lr_decay_begin}: expected at most lr_decay_iters="
+            f"{with_defaults_resolved(config).lr_decay_iters}"
         )
     problems += impossible_pattern(config)
     if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:

@@ -27,13 +27,16 @@ def make_spam(optimizer, config):
 
 
 def learning_rate(step, config):
-    """Linear warm-up to learning_rate, then half a cosine down to min_lr at lr_decay_iters. Steps count from 1."""
+    """Linear warm-up to learning_rate, held to lr_decay_begin, then down to min_lr at lr_decay_iters, along half a
+    cosine or a straight line. Steps count from 1."""
     if not config.decay_lr:
         return config.learning_rate
     if step <= config.warmup_iters:
         return config.learning_rate * step / (config.warmup_iters + 1)
-    progress = min(1.0, (step - config.warmup_iters) / max(1, config.lr_decay_iters - config.warmup_iters))
-    return config.min_lr + (config.learning_rate - config.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    begin = max(config.warmup_iters, config.lr_decay_begin)
+    progress = min(1.0, max(0, step - begin) / max(1, config.lr_decay_iters - begin))
+    left = 1 - progress if config.lr_schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.min_lr + (config.learning_rate - config.min_lr) * left
 
 
 def set_learning_rate(optimizer, step, config):

@@ -59,6 +59,23 @@ def test_groups_decay_matrices_alone_and_keep_their_share_of_the_rate():
         assert rates == [3.0 * learning_rate(step, config), learning_rate(step, config)]
 
 
+def test_the_rate_is_held_and_then_falls_along_its_line():
+    held = dict(warmup_iters=4, lr_decay_begin=60, lr_decay_iters=100, learning_rate=1.0, min_lr=0.2)
+    line, cosine = Config(**held, lr_schedule="linear"), Config(**held)
+    for config in (line, cosine):
+        assert [learning_rate(step, config) for step in (2, 5, 60, 100, 120)] == [0.4, 1.0, 1.0, 0.2, 0.2]
+    assert learning_rate(70, line) == pytest.approx(0.8)
+    assert learning_rate(70, cosine) == pytest.approx(0.2 + 0.8 * (1 + 0.5**0.5) / 2)
+    assert learning_rate(80, line) == pytest.approx(learning_rate(80, cosine)) == pytest.approx(0.6)
+
+
+def test_a_rate_that_is_held_beyond_its_end_is_refused():
+    with pytest.raises(UserError, match="lr_decay_begin=30: expected at most lr_decay_iters=20"):
+        load_config(["--max_iters=20", "--lr_decay_begin=30"], {"optimizer": OPTIMIZERS})
+    with pytest.raises(UserError, match="lr_schedule=wsd: expected one of cosine, linear"):
+        load_config(["--lr_schedule=wsd"], {"optimizer": OPTIMIZERS})
+
+
 class NoWaiting(TorchDispatchMode):
     """Fails at every operation that would wait for a device."""
 
