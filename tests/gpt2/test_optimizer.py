@@ -71,7 +71,7 @@ def test_the_rate_is_held_and_then_falls_along_its_line():
 
 def test_a_rate_that_is_held_beyond_its_end_is_refused():
     with pytest.raises(UserError, match="lr_decay_begin=30: expected at most lr_decay_iters=20"):
-        load_config(["--max_iters=20", "--lr_decay_begin=30"], {"optimizer": OPTIMIZERS})
+        load_config(["--max_iters=20", "--warmup_iters=2", "--lr_decay_begin=30"], {"optimizer": OPTIMIZERS})
     with pytest.raises(UserError, match="lr_schedule=wsd: expected one of cosine, linear"):
         load_config(["--lr_schedule=wsd"], {"optimizer": OPTIMIZERS})
 
