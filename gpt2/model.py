@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from gpt2 import kernels
 from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
@@ -41,11 +42,14 @@ class Attention(nn.Module):
 
     def forward(self, x, past=None):
         batch, time, width = x.shape
+        qkv, dropout = self.c_attn(x), self.dropout if self.training else 0.0
+        if past is None and not dropout and kernels.usable(qkv):
+            return self.c_proj(kernels.Attention.apply(qkv, self.n_head))
         heads = (batch, time, self.n_head, width // self.n_head)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in self.c_attn(x).split(width, dim=2))
+        q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.split(width, dim=2))
         if past is not None:
             k, v = past.extend(k, v)
-        y = attend(q, k, v, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, dropout)
         y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
         return F.dropout(y, self.dropout, self.training)
 
@@ -73,7 +77,7 @@ class MLP(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x):
-        x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        x = self.c_proj(kernels.gelu(self.c_fc(x)))
         return F.dropout(x, self.dropout, self.training)
 
 

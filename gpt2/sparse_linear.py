@@ -8,21 +8,17 @@ keep up with the memory where torch's product does not. Which is fastest, torch'
 
 import ctypes
 import functools
-import os
-import shutil
-import subprocess
-import tempfile
 import time
 import warnings
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from gpt2.native import compiled, pointer
+
 SOURCE = Path(__file__).with_suffix(".cpp")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC")
 WORTH_IT = 2**18  # weights of a layer, a megabyte
 SPARE = 8  # floats that the kernels may read behind the last weight
 
@@ -86,7 +82,7 @@ def measured(layers, rows, rounds=3):
 
 def forms():
     """The forms to be had on this machine: two with kernels of this project, or torch's where there is no compiler."""
-    kernels = compiled()
+    kernels = compiled(SOURCE)
     return [functools.partial(stored, kernels, form) for form in ("bitmask", "columns")] if kernels else [csr]
 
 
@@ -135,45 +131,3 @@ def csr(weight):
 def has_zeros(live):
     """Whether leaving the zeros out saves more than a bit a weight, of 32."""
     return 32 * int((~live).sum()) > live.numel()
-
-
-def pointer(tensor):
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-# ---- the kernels' library ----
-
-
-def compiled():
-    """The kernels of sparse_linear.cpp as a ctypes library; None where they cannot be compiled.
-
-    That takes a second, once a machine: the library is kept in torch's folder of extensions under a hash of its source,
-    compiler and processor. It is linked without an OpenMP of its own, so that it finds torch's, and shares its threads.
-    """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        return None
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
-    try:
-        facts = repr((SOURCE.read_text(), compiler, FLAGS, processor()))
-        library = folder / f"sparse_linear_{sha256(facts.encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            compile_into(library, compiler)
-        return ctypes.CDLL(os.fspath(library))
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def processor():
-    """What the processor can do, as Linux lists it: a home folder may be shared by different machines."""
-    with open("/proc/cpuinfo") as file:
-        return next((line for line in file if line.startswith(("flags", "Features"))), "")
-
-
-def compile_into(library, compiler):
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        unlinked, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-        subprocess.run([compiler, *FLAGS, "-c", SOURCE, "-o", unlinked], check=True, capture_output=True)
-        subprocess.run([compiler, "-shared", unlinked, "-o", linked], check=True, capture_output=True)
-        os.replace(linked, library)

@@ -1,0 +1,51 @@
+"""C++ kernels that are compiled where they run, on first use."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC")
+
+
+def compiled(source):
+    """The C++ file `source` as a ctypes library; None where it cannot be compiled.
+
+    That takes seconds, once a machine: the library is kept in torch's folder of extensions under a hash of its source,
+    compiler and processor. It is linked without an OpenMP of its own, so that it finds torch's, and shares its threads.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        return None
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    try:
+        facts = repr((source.read_text(), compiler, FLAGS, processor()))
+        library = folder / f"{source.stem}_{sha256(facts.encode()).hexdigest()[:16]}.so"
+        if not library.exists():
+            compile_into(library, source, compiler)
+        return ctypes.CDLL(os.fspath(library))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def processor():
+    """What the processor can do, as Linux lists it: a home folder may be shared by different machines."""
+    with open("/proc/cpuinfo") as file:
+        return next((line for line in file if line.startswith(("flags", "Features"))), "")
+
+
+def compile_into(library, source, compiler):
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        unlinked, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        subprocess.run([compiler, *FLAGS, "-c", source, "-o", unlinked], check=True, capture_output=True)
+        subprocess.run([compiler, "-shared", unlinked, "-o", linked], check=True, capture_output=True)
+        os.replace(linked, library)
+
+
+def pointer(tensor):
+    """The address of a tensor's numbers, or a null pointer for None."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,0 +1,175 @@
+"""The kernels of a training step against torch's own operations."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt2 import kernels
+from gpt2.kernels import Attention, gelu
+from gpt2.model import GPT, GPTConfig
+
+compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """A function that takes the kernels away."""
+    return lambda: monkeypatch.setattr(kernels, "library", lambda: None)
+
+
+def assert_near(found, expected, dtype):
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype and (one - other).norm() <= TOLERANCE[dtype] * other.norm()
+
+
+def with_gradient(function, x, grad):
+    y = function(x)
+    return y.detach(), *torch.autograd.grad(y, x, grad)
+
+
+def attention_of_torch(qkv, heads):
+    batch, time, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    q, k, v = (part.view(batch, time, heads, width // heads).transpose(1, 2) for part in qkv.split(width, 2))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(batch, time, width)
+
+
+@compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("sizes", [(2, 1, 1, 1), (1, 5, 3, 7), (2, 24, 2, 16), (3, 25, 2, 33), (1, 130, 3, 64)])
+def test_attention_and_its_gradient_are_torchs(sizes, dtype):
+    batch, time, heads, width = sizes
+    torch.manual_seed(time)
+    qkv = 2 * torch.randn(batch, time, 3 * heads * width, dtype=dtype, requires_grad=True)
+    grad = torch.randn(batch, time, heads * width, dtype=dtype)
+    found = with_gradient(lambda x: Attention.apply(x, heads), qkv, grad)
+    assert_near(found, with_gradient(lambda x: attention_of_torch(x, heads), qkv, grad), dtype)
+
+
+@compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 1003])
+def test_gelu_and_its_gradient_are_torchs(size, dtype):
+    torch.manual_seed(size)
+    x, grad = 3 * torch.randn(size, dtype=dtype, requires_grad=True), torch.randn(size, dtype=dtype)
+    expected = with_gradient(lambda x: F.gelu(x, approximate="tanh"), x, grad)
+    assert_near(with_gradient(gelu, x, grad), expected, dtype)
+
+
+@compiler
+def test_gradcheck_in_float64():
+    x = torch.randn(2, 27, 18, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(gelu, x[0, :5]) and torch.autograd.gradcheck(lambda x: Attention.apply(x, 2), x)
+
+
+@compiler
+def test_tensors_that_are_not_contiguous():
+    torch.manual_seed(0)
+    qkv, grad = torch.randn(30, 2, 24, requires_grad=True).transpose(0, 1), torch.randn(8, 30, 2).transpose(0, 2)
+    found = with_gradient(lambda x: Attention.apply(x, 2), qkv, grad)
+    assert_near(found, with_gradient(lambda x: attention_of_torch(x, 2), qkv, grad), torch.float32)
+    x, grad = torch.randn(5, 9, requires_grad=True).t(), torch.randn(5, 9).t()
+    assert_near(with_gradient(gelu, x, grad), with_gradient(lambda x: F.gelu(x, approximate="tanh"), x, grad), x.dtype)
+
+
+@compiler
+def test_extreme_scores_and_activations():
+    torch.manual_seed(0)
+    qkv, grad = 100 * torch.randn(1, 40, 48, requires_grad=True), torch.randn(1, 40, 16)
+    exact = with_gradient(lambda x: attention_of_torch(x, 2), qkv.double(), grad.double())
+    ours = with_gradient(lambda x: Attention.apply(x, 2), qkv, grad)
+    theirs = with_gradient(lambda x: attention_of_torch(x, 2), qkv, grad)
+    for found, rival, expected in zip(ours, theirs, exact):
+        assert (found - expected).norm() <= 2 * (rival - expected).norm()
+    x = torch.tensor([-1e6, -100.0, -30.0, -0.0, 0.0, 30.0, 100.0, 1e6])
+    assert torch.allclose(gelu(x), F.relu(x), atol=1e-30)
+
+
+@compiler
+@pytest.mark.parametrize("part", range(3))
+def test_what_is_not_a_number_stays_none(part):
+    qkv = torch.randn(1, 50, 3, 2, 8)
+    qkv[0, 20, part, 1, 3] = math.nan
+    y = Attention.apply(qkv.flatten(2), 2).view(1, 50, 2, 8)
+    expected = attention_of_torch(qkv.flatten(2), 2).view(1, 50, 2, 8)
+    assert torch.equal(y.isnan(), expected.isnan()) and y.isnan().any()
+    assert gelu(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
+
+
+@compiler
+def test_no_token_sees_a_later_one():
+    qkv = torch.randn(1, 50, 48)
+    before = Attention.apply(qkv, 2)
+    qkv[:, 30:] *= 1000
+    after = Attention.apply(qkv, 2)
+    assert torch.equal(before[:, :30], after[:, :30]) and (after[:, 30:] != before[:, 30:]).all()
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return GPT(GPTConfig(**dict(block_size=40, vocab_size=101, n_layer=3, n_head=3, n_embd=30) | changes))
+
+
+def results(model, batch=4, seed=0):
+    """[loss, gradient of each parameter], of random tokens."""
+    tokens = torch.randint(101, (batch, 41), generator=torch.Generator().manual_seed(seed))
+    model.zero_grad()
+    loss = model(tokens[:, :-1], tokens[:, 1:], False)[1]
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters())]
+
+
+@compiler
+@pytest.mark.parametrize("changes", [{}, dict(bias=False), dict(activation_checkpointing=True), dict(dropout=0.3)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_model_has_the_loss_and_the_gradients_of_torchs_operations(plain, changes, dtype):
+    found = results(small(**changes).to(dtype))
+    plain()
+    torch.manual_seed(0)
+    expected = results(small(**changes).to(dtype))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-7 if dtype == torch.float32 else 1e-13)
+
+
+@compiler
+def test_the_kernels_are_used_where_they_can_be(monkeypatch):
+    called = []
+    monkeypatch.setattr(kernels, "call", lambda name, tensors, *sizes: called.append(name))
+    model, idx = small(), torch.zeros(1, 40, dtype=torch.int64)
+    with torch.no_grad():
+        model(idx)
+    assert called == ["attention", "gelu"] * 3
+    called.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(idx)[0].isfinite().all()
+    torch.compile(model, backend="eager")(idx)
+    assert called == []
+
+
+def test_without_a_compiler_torchs_operations_are_used(plain):
+    plain()
+    x = torch.randn(9)
+    assert torch.equal(gelu(x), F.gelu(x, approximate="tanh")) and all(r.isfinite().all() for r in results(small()))
+
+
+@compiler
+def test_training_with_them_differs_by_less_than_a_tenth_of_what_two_seeds_do(plain):
+    """200 steps; bench/ has the long form."""
+
+    def last_loss(seed):
+        model = small(n_layer=1)
+        torch.manual_seed(seed)
+        for p in model.parameters():
+            p.data += 0.01 * torch.randn(p.shape)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, fused=True)
+        losses = []
+        for step in range(200):
+            losses.append(results(model, batch=2, seed=step % 5)[0].item())
+            optimizer.step()
+        return sum(losses[-5:]) / 5
+
+    fast, other_seed = last_loss(1), last_loss(2)
+    plain()
+    assert abs(last_loss(1) - fast) <= abs(other_seed - fast) / 10
