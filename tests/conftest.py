@@ -184,7 +184,7 @@ def in_process(monkeypatch):
     import signal
     from concurrent.futures import ThreadPoolExecutor
 
-    monkeypatch.setattr("prepare_fineweb.pool", ThreadPoolExecutor)
+    monkeypatch.setattr("gpt2.preparation.pool", ThreadPoolExecutor)
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)

@@ -650,7 +650,7 @@ def test_a_damaged_progress_json_is_named(damage, main, tmp_path, monkeypatch):
         1000,
     )
     with monkeypatch.context() as patch:
-        patch.setattr("prepare_fineweb.Preparation.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("gpt2.preparation.Preparation.finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         assert main(*command)[0] == 130
     path = tmp_path / "out" / "progress.json"
     text = path.read_text()
