@@ -44,6 +44,8 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     these are under 90 % of the model's matrix weights. ValueError for what `prunable` asks for and cannot have, and for
     a model without a prunable weight.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, not {type(model).__name__}")
     chosen = asked_for(model, prunable) if prunable else by_default(model)
     layers, first, sideways = [], 0, input_first(model)
     for name, parameter in model.named_parameters():

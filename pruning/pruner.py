@@ -128,7 +128,7 @@ class Pruner:
     def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Set the gradient of every pruned weight to zero, or of those in `parameters` alone. Call it after backward,
         before clipping. Never waits for the device."""
-        self.counter.between_steps()
+        self.counter.before_step()
         only = None if parameters is None else {id(parameter) for parameter in parameters}
         for layer in self.masked:
             if layer.parameter.grad is not None and (only is None or id(layer.parameter) in only):
@@ -141,9 +141,12 @@ class Pruner:
         happens. number: the step's, from a loop that counts steps itself, left out or not, and that looks for weights
         that came back where it waits for the device anyway. NotFiniteError, with nothing pruned, where a weight or an
         optimizer state is NaN or infinite."""
+        self.counter.after_step()
         if number is not None:
             self.counter.taken = number
         taken = range(self.seen + 1, self.steps + 1)
+        if number is None:
+            self.counter.look(self.layers[0].parameter, stepped=bool(taken))
         self.seen = self.steps
         due = [step for step in taken if self.due(step)]
         if due:

@@ -1,5 +1,6 @@
 """The optimizer that a Pruner follows: taken out of its wrapper, looked at for what cannot be, its steps counted."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from pruning.layers import Layer
 MATRIX = {"Muon", "Shampoo", "DistributedShampoo", "SOAP"}  # move a weight without gradient and states
 FACTORED = {"Adafactor"}  # keep sums of rows and columns instead of a state for each weight
 QUANTISED = ("8bit", "4bit", "Fp8")  # parts of their names: bitsandbytes' and torchao's
+PATIENCE = 10  # calls in a row without a step of the optimizer, between which weights change, before a warning
 
 
 def unwrapped(optimizer: Any) -> torch.optim.Optimizer:
@@ -29,13 +31,15 @@ class StepCounter:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
-        self.done, self.depth = 0, 0
+        self.done, self.depth, self.in_closure = 0, 0, False
+        self.version, self.elsewhere = 0, 0  # of a weight; calls in a row between which it changed without a step
         self.unread: list[torch.Tensor] = []  # whether steps done were skipped, which a GradScaler leaves on the device
         optimizer.register_step_pre_hook(self.before)
         optimizer.register_step_post_hook(self.after)
 
-    def before(self, optimizer: Any, *arguments: Any) -> None:
+    def before(self, optimizer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.depth += 1
+        self.in_closure = any(map(callable, (*arguments, *options.values())))
 
     def after(self, optimizer: Any, *arguments: Any) -> None:
         self.depth -= 1
@@ -56,9 +60,27 @@ class StepCounter:
     def taken(self, number: int) -> None:
         self.done, self.unread = number, []
 
-    def between_steps(self) -> None:
-        """No step is under way, whatever a step that ended in an error left here."""
-        self.depth = 0
+    def before_step(self) -> None:
+        """No step is under way, whatever one that ended in an error left here, unless this is inside its closure."""
+        if not self.in_closure:
+            self.depth = 0
+
+    def after_step(self) -> None:
+        """No step is under way any more."""
+        self.depth, self.in_closure = 0, False
+
+    def look(self, weight: torch.Tensor, stepped: bool) -> None:
+        """One warning where `weight` changes from call to call and the optimizer takes no step: another one trains it,
+        and the Pruner would wait for ever. Reads no values."""
+        changed, self.version = weight._version != self.version, weight._version
+        self.elsewhere = self.elsewhere + 1 if changed and not stepped else 0
+        if self.elsewhere == PATIENCE:
+            warnings.warn(
+                f"the weights have changed between {PATIENCE} calls of step() in a row, but the Pruner's optimizer has "
+                "taken no step, so nothing is pruned: make the Pruner with the optimizer that trains them (one that is "
+                "made anew, or copied, needs a Pruner of its own)",
+                stacklevel=3,
+            )
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], states: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from docs.make import options_page
 from gpt2.config import FIELDS
 from tests.conftest import ROOT
 
-SHIPPED = ("pyproject.toml", "LICENSE", "README.md", "pruning")
+SHIPPED = ("pyproject.toml", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pruning", "tests")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def test_the_wheel_is_the_library_and_nothing_else(built):
     assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line] == [
         "Requires-Dist: torch>=2.11"
     ]
-    assert any(name.endswith("pruning/pruner.py") for name in tarfile.open(built[1]).getnames())
+    sources = {name.partition("/")[2] for name in tarfile.open(built[1]).getnames()}
+    assert modules | {"README.md", "LICENSE", "CHANGELOG.md"} <= sources
+    assert not [name for name in sources if name.startswith(("tests", "gpt2", "study"))]
 
 
 def test_it_imports_and_prunes_where_it_is_installed(built, tmp_path):

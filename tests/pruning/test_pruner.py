@@ -391,6 +391,8 @@ def test_optimizers_that_mix_a_matrix_are_refused():
 
 def test_a_model_or_optimizer_that_does_not_fit_is_refused():
     model = mlp()
+    with pytest.raises(ValueError, match="expected a torch.nn.Module, not generator"):
+        Pruner(model.parameters(), torch.optim.AdamW(model.parameters()))
     with pytest.raises(ValueError, match="no prunable weight"):
         Pruner(nn.Embedding(3, 3), torch.optim.AdamW(model.parameters()))
     with pytest.raises(ValueError, match="0.weight is not among the optimizer's parameters"):

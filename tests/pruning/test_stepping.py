@@ -172,3 +172,45 @@ def test_a_step_inside_a_step_is_one_and_one_that_failed_is_none():
             optimizer.step()
             pruner.step()
     assert pruner.steps == 5
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, Subclass])
+def test_gradients_are_masked_inside_a_closure_too(make):
+    def closure():
+        optimizer.zero_grad()
+        backward(model, 0)
+        pruner.mask_gradients()
+        if next(fails):
+            raise RuntimeError("out of memory")
+        return torch.tensor(0.0)
+
+    model = mlp()
+    optimizer = make(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, optimizer, target_sparsity=0.5, begin=2, end=4)
+    fails = iter((False, False, True, False, False, True, False, False))
+    for _ in range(8):
+        with contextlib.suppress(RuntimeError):
+            optimizer.step(closure)
+        pruner.step()
+    assert pruner.steps == 6 and pruner.sparsity == 0.5 and pruner.came_back() == 0
+
+
+@pytest.mark.parametrize("how", ["copied", "made anew", "the Pruner's own"])
+def test_weights_that_another_optimizer_trains_are_noticed(how, recwarn):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, optimizer, target_sparsity=0.5, begin=3, end=50)
+    if how == "copied":
+        model, optimizer, pruner = copy.deepcopy((model, optimizer, pruner))
+    elif how == "made anew":
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for micro_steps in [12] * 20 + [1] * 30:  # gradient accumulation, then none
+        assert not recwarn.list or micro_steps == 1
+        backward(model, 0)
+        for _ in range(micro_steps - 1):
+            pruner.step()
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step()
+    warned = [str(warning.message) for warning in recwarn.list]
+    assert len(warned) == (how != "the Pruner's own") and all("has taken no step" in text for text in warned)
