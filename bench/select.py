@@ -4,12 +4,15 @@ On synthetic weights and Adam states of a GPT-2's prunable weights, 50 % pruned 
 scoring included; torch.nn.utils.prune.global_unstructured on scores computed beforehand for it; and scoring, then
 kthvalue or topk on the concatenated scores, then masking. Each runs `--rounds` times, in turn; extra memory is what the
 peak rises above the weights and states, each way in a process of its own on the CPU, by the allocator's count on CUDA.
+
+Writes results/select/MACHINE.json. --part leaves it to several calls: `ways`, then larger models (`sizes`), then the
+same over ranks (`ranks`, on a CPU).
 """
 
 import argparse
 import gc
+import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import tempfile
@@ -23,6 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 from tqdm import tqdm
 
+from bench.machine import RESULTS, facts, heading, path_of, write
 from pruning import Pruner
 from pruning.choice import lowest
 from pruning.criteria import bitter7
@@ -84,8 +88,8 @@ WAYS = {
 
 def measure(way, layers, width, device):
     """(seconds, bytes of extra memory) of one update on fresh tensors."""
-    model, optimizer = synthetic(layers, width, device)
     gc.collect()
+    model, optimizer = synthetic(layers, width, device)
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -131,33 +135,44 @@ def timed(work):
 
 
 def over_ranks(kind, layers, width, rounds):
-    """Print what the threshold and an update take on 1 and on 2 ranks, in turn."""
+    """{"1 rank": [(threshold, update) of each round, in seconds], "2 ranks": ...}, in turn."""
     results, seconds = torch.multiprocessing.get_context("spawn").SimpleQueue(), {1: [], 2: []}
     for _ in range(rounds):
         for ranks, measured in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
                 torch.multiprocessing.spawn(on_rank, (ranks, f"{folder}/store", kind, layers, width, results), ranks)
             measured.append(results.get())
-    for what, one, two in zip(
-        ("threshold", "whole update"), *(map(statistics.median, zip(*measured)) for measured in seconds.values())
-    ):
-        print(f"{kind:6} {what:13} 1 rank {one:.3f} s, 2 ranks {two:.3f} s, ratio {one / two:.2f}", flush=True)
+    one, two = (list(map(statistics.median, zip(*measured))) for measured in seconds.values())
+    for what, alone, shared in zip(("threshold", "whole update"), one, two):
+        print(
+            f"{kind:6} {what:13} 1 rank {alone:.3f} s, 2 ranks {shared:.3f} s, ratio {alone / shared:.2f}", flush=True
+        )
+    return {"1 rank": seconds[1], "2 ranks": seconds[2]}
 
 
 def compare(layers, width, device, rounds, ways):
+    """{way: [(seconds, bytes of extra memory) of each round]}, in turn; empty for one that the memory does not hold."""
     results = {way: [] for way in ways}
     with tqdm(total=rounds * len(ways), leave=False) as bar:
         for _ in range(rounds):
             for way in ways:
                 bar.set_description(way)
-                results[way].append(measured(way, layers, width, device))
+                try:
+                    results[way].append(measured(way, layers, width, device))
+                except torch.OutOfMemoryError:
+                    pass
                 bar.update()
     first = None
-    print(f"\n{12 * layers * width**2:,} weights\n{'':28}{'seconds':>10}{'ratio':>8}{'extra MB':>10}")
+    print(f"\n{12 * layers * width**2:,} weights\n{'':28}{'seconds':>10}{'spread':>8}{'ratio':>8}{'extra MB':>10}")
     for way, runs in results.items():
+        if not runs:
+            print(f"{way:28}{'out of memory':>10}")
+            continue
         seconds, extra = (statistics.median(column) for column in zip(*runs))
         first = first or seconds
-        print(f"{way:28}{seconds:10.3f}{seconds / first:8.2f}{extra / 1e6:10.0f}", flush=True)
+        spread = (max(runs)[0] - min(runs)[0]) / seconds
+        print(f"{way:28}{seconds:10.3f}{spread:8.0%}{seconds / first:8.2f}{extra / 1e6:10.0f}", flush=True)
+    return results
 
 
 def main():
@@ -168,25 +183,31 @@ def main():
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--part", choices=("ways", "sizes", "ranks"), nargs="+", default=["ways", "sizes", "ranks"])
+    parser.add_argument("--to", default=RESULTS, help="folder of select/")
     args = parser.parse_args()
-    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.machine()
-    print(
-        f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads; medians of {args.rounds} "
-        "rounds, in turn"
-    )
-    if args.device == "cuda":  # kernels are loaded on first use
+    layers, width, device, rounds = args.layers, args.width, args.device, args.rounds
+    here = facts(torch.device(device))
+    path, numbers = path_of(here, "select", args.to), {}
+    if path.exists() and (before := json.loads(path.read_text())).get("commit") == here["commit"]:
+        numbers = before
+    print(heading(here) + f"; medians of {rounds} rounds, in turn, spread (slowest - fastest) / median")
+    if device == "cuda":  # kernels are loaded on first use
         for way in WAYS:
-            measure(way, 1, 256, args.device)
-    compare(args.layers, args.width, args.device, args.rounds, list(WAYS))
-    for factor in (2, 4):
-        compare(args.layers * factor, args.width, args.device, args.rounds, ["streaming (this library)"])
-    if args.device == "cpu":
+            measure(way, 1, 256, device)
+    if "ways" in args.part:
+        numbers["ways"] = {f"{12 * layers * width**2} weights": compare(layers, width, device, rounds, list(WAYS))}
+    if "sizes" in args.part:
+        ours = ["streaming (this library)"]
+        sizes = {factor: compare(layers * factor, width, device, rounds, ours) for factor in (2, 4)}
+        numbers["sizes"] = {f"{12 * layers * f * width**2} weights": found for f, found in sizes.items()}
+    if "ranks" in args.part and device == "cpu":
         print(
             "\nThe first of these on ranks of one thread; under DDP the last pass, which scores again and sets "
             "to zero, is every rank's own"
         )
-        for kind in ("DDP", "FSDP2"):
-            over_ranks(kind, args.layers, args.width, args.rounds)
+        numbers["ranks"] = {kind: over_ranks(kind, layers, width, rounds) for kind in ("DDP", "FSDP2")}
+    write(path, here | {"rounds": rounds} | numbers)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from pruning.scores import NotFiniteError, Scores
-from pruning.select import Threshold, leave_ties, search, thresholds
+from pruning.select import Threshold, leave_first, search, thresholds
 
 
 @dataclass(frozen=True)
@@ -71,26 +70,55 @@ def beyond_cap(scores: Scores, part: Lowest, caps: Sequence[int]) -> list[int]:
     return [i for i, number in zip(part.which, taken.tolist()) if number > caps[i]]
 
 
-def places(scores: Scores, part: Lowest) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """(layer, rows, live) of each chunk on this rank; live, of integers, is 0 at the weights of `part`, else 1."""
-    key, partly = part.threshold.key, part.ties_taken < part.threshold.ties
-    quotas: list[Any] = tie_quotas(scores, part) if partly else [0] * len(part.which)
-    for i, quota in zip(part.which, quotas):
-        for rows in scores.chunks(i):
-            if partly:
-                live, taken = leave_ties(scores.keys(i, rows), key, quota)
-                quota = quota - taken  # a tensor from here on, that nothing waits for
-            else:
-                live = scores.above(i, rows, key)
-            yield i, rows, live
+def places(scores: Scores, parts: Sequence[Lowest]) -> Iterator[tuple[int, slice, torch.Tensor]]:
+    """(layer, rows, live) of chunks on this rank; live, of integers, is 0 at weights of `parts`, else 1.
+
+    First comes what lies below the thresholds, and ties are counted on the way. Where a part takes only some of them,
+    the chunks that give some come once more: few, unless very many weights score the same.
+    """
+    tied, ties = list[tuple[int, int, slice]](), list[torch.Tensor]()
+    for number, part in enumerate(parts):
+        partly = part.ties_taken < part.threshold.ties
+        for i in part.which:
+            for rows in scores.chunks(i):
+                live, equal = scores.divide(i, rows, part.threshold.key, partly)
+                if partly:
+                    tied.append((number, i, rows))
+                    ties.append(equal)
+                yield i, rows, live
+    for (number, i, rows), share in zip(tied, shares_of_ties(scores, parts, tied, ties)):
+        if share:
+            yield i, rows, leave_first(scores.keys(i, rows) == parts[number].threshold.key, share)
 
 
-def tie_quotas(scores: Scores, part: Lowest) -> list[int]:
-    """How many of the ties that this rank holds of each layer are taken."""
-    _, ties = count(scores, part)
-    if scores.ranks.sharded:
-        return served_in_order(ties.flatten(), part.ties_taken).view_as(ties)[:, scores.ranks.rank].tolist()
-    return served_in_order(ties.sum(1), part.ties_taken).tolist()
+def shares_of_ties(
+    scores: Scores, parts: Sequence[Lowest], tied: Sequence[tuple[int, int, slice]], ties: Sequence[torch.Tensor]
+) -> list[int]:
+    """How many of its ties each chunk gives: those that come first in the full tensors do. A collective where sharded.
+
+    tied: (part, layer, rows) of the chunks of this rank that may give some; ties: how many there are in each.
+    """
+    wanted = [n for n, part in enumerate(parts) if part.ties_taken < part.threshold.ties]
+    if not wanted:
+        return []
+    groups = {(n, i): place for place, (n, i) in enumerate((n, i) for n in wanted for i in parts[n].which)}
+    counts = torch.zeros(len(groups), dtype=torch.int64, device=scores.device)
+    for (n, i, _), number in zip(tied, ties):
+        counts[groups[n, i]] += number
+    on_ranks = scores.ranks.all_gather(counts).tolist() if scores.ranks.sharded else [counts.tolist()]
+    mine = on_ranks[scores.ranks.rank if scores.ranks.sharded else 0]
+    left = {n: parts[n].ties_taken for n in wanted}
+    for (n, _), place in groups.items():
+        for counts_there in on_ranks:
+            given = min(left[n], counts_there[place])
+            left[n] -= given
+            if counts_there is mine:
+                mine[place] = given
+    shares = []
+    for (n, i, _), number in zip(tied, torch.stack(ties).tolist() if ties else []):
+        shares.append(min(mine[groups[n, i]], number))
+        mine[groups[n, i]] -= shares[-1]
+    return shares
 
 
 def count(scores: Scores, part: Lowest) -> torch.Tensor:

@@ -204,11 +204,10 @@ class Pruner:
         counts = exact_counts(shares, sizes, total, zeros)
         return lowest_of_each(self.scores, [([i], count) for i, count in enumerate(counts) if count])
 
-    def prune(self, parts: Iterable[Lowest]) -> None:
+    def prune(self, parts: Sequence[Lowest]) -> None:
         """Set the chosen weights and their optimizer states to zero."""
-        for part in parts:
-            for i, rows, live in places(self.scores, part):
-                self.zero(i, rows, live)
+        for i, rows, live in places(self.scores, parts):
+            self.zero(i, rows, live)
 
     def zero(self, i: int, rows: slice, live: torch.Tensor) -> None:
         """Set to zero what belongs to the weights of these rows of layer i at which `live` is 0."""

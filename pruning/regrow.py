@@ -11,7 +11,7 @@ from pruning.choice import lowest, places
 from pruning.pruner import Pruner
 from pruning.ranks import local
 from pruning.scores import Scores
-from pruning.select import EXCLUDED, order_key
+from pruning.select import EXCLUDED, divide, order_key
 
 
 def seed_of(dtype: torch.dtype) -> float:
@@ -59,7 +59,7 @@ class Regrow(Pruner):
             moving = min(round(fraction * (layer.size - zeros)), layer.size)
             if moving and layer.parameter.grad is not None:
                 self.prune([lowest(self.scores, [i], zeros + moving)])
-                for _, rows, live in places(self.gradients, lowest(self.gradients, [i], moving)):
+                for _, rows, live in places(self.gradients, [lowest(self.gradients, [i], moving)]):
                     weight, gradient = local(layer.parameter)[rows], local(layer.parameter.grad)[rows]
                     seed = torch.tensor(seed_of(weight.dtype), dtype=weight.dtype)
                     weight.add_(torch.copysign(seed, -gradient).mul_(1 - live))
@@ -73,6 +73,5 @@ class GradientScores(Scores):
         key = order_key(-local(parameter.grad)[rows].float().abs())
         return torch.where(local(parameter)[rows] == 0, key, EXCLUDED)
 
-    def above(self, i: int, rows: slice, key: int) -> torch.Tensor:
-        keys = self.keys(i, rows)
-        return torch.gt(keys, key, out=keys)
+    def divide(self, i: int, rows: slice, key: int, ties_live: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return divide(self.keys(i, rows), key, ties_live)

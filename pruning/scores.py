@@ -11,9 +11,9 @@ import torch
 from pruning.criteria import magnitude
 from pruning.layers import Layer
 from pruning.ranks import Ranks, local
-from pruning.select import EXCLUDED, PRUNED, order_key, score_of
+from pruning.select import EXCLUDED, PRUNED, divide, order_key, score_of
 from pruning.stepping import check_optimizer, group_of
-from pruning.zeros import live_of
+from pruning.zeros import zero_where_zero
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
 SAMPLED = 2**22  # from so many weights on, a sample of them saves a pass over all
@@ -152,18 +152,18 @@ class Scores:
 
     def keys(self, i: int, rows: slice) -> torch.Tensor:
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
-        # the largest int32 for a live weight, PRUNED for a zero
-        highest = live_of(self.argument("weight", i, rows)).neg_().bitwise_xor_(PRUNED)
-        key = torch.minimum(order_key(self.score(i, rows)), highest)
+        key = order_key(self.score(i, rows)).bitwise_xor_(PRUNED)  # in the order of unsigned integers: 0 comes first
+        zero_where_zero(key.view(torch.float32), self.argument("weight", i, rows))
+        key.bitwise_xor_(PRUNED)
         return self.within_pattern(key, self.layers[i].input_dim, self.pattern) if self.pattern else key
 
-    def above(self, i: int, rows: slice, key: int) -> torch.Tensor:
-        """int32, 1 where the key of a weight is above `key`, else 0; either at pruned weights, which stay zero
-        anyhow."""
+    def divide(self, i: int, rows: slice, key: int, ties_live: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(live, ties): live, int32, is 0 where the key of a weight of these rows is below `key`, or equal to it unless
+        `ties_live`, else 1; at pruned weights, which stay zero anyhow, it may be either. ties: how many are equal, an
+        integer scalar, where `ties_live`."""
         if self.pattern or key in (PRUNED, EXCLUDED):
-            keys = self.keys(i, rows)
-            return torch.gt(keys, key, out=keys)
-        return torch.gt(score := self.score(i, rows), score_of(key), out=torch.empty_like(score, dtype=torch.int32))
+            return divide(self.keys(i, rows), key, ties_live)
+        return divide(self.score(i, rows), score_of(key), ties_live, self.argument("weight", i, rows))
 
     def score(self, i: int, rows: slice) -> torch.Tensor:
         """float32 scores of these rows of layer i."""

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 
 import torch
 
+from pruning.zeros import zero_where_zero
+
 PRUNED = -(2**31)  # the key of a weight that is pruned already: below every score
 EXCLUDED = 2**31 - 1  # the key of one that may not be pruned: above every score
 INFINITE = 0x7F800000  # the key of infinity; beyond it, and below that of -infinity, lie NaNs
 BUCKETS = 2**16
+ALL_OUTSIDE = 0x0101010101010101  # eight true booleans, read as one integer
 MOST_BITS = 20  # at most 2^20 keys are counted one by one
 
 
@@ -112,15 +115,16 @@ def search_window(keys, k, first, bits, layers, device, all_reduce):
     """(what `search` returns, whether rank k is among the 2^bits keys from `first` on; the former holds only if it
     is)."""
     size = 2**bits
+    last = first + (size - 1)
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
 
     def offsets():
         for layer, key in (part for part in keys() if part[1].numel()):
-            most[layer] += torch.le(key, first + (size - 1), out=torch.empty_like(key)).sum(dtype=torch.int32)
-            magnitude = (key >> 31).bitwise_xor_(key).add_(1)  # 1 too large: PRUNED and EXCLUDED wrap
-            worst[layer] = torch.maximum(worst[layer], magnitude.max())
-            offset = key - first
-            yield offset, (offset >> bits) == 0
+            spare = torch.empty_like(key)
+            most[layer] += torch.le(key, last, out=spare).sum(dtype=torch.int32)
+            magnitude = torch.bitwise_right_shift(key, 31, out=spare).bitwise_xor_(key).add_(1)
+            worst[layer] = torch.maximum(worst[layer], magnitude.max())  # 1 too large: PRUNED and EXCLUDED wrap
+            yield within(key - first, bits, spare)
 
     counts = histogram(offsets(), device, size)
     counts, most, nans = all_reduce(torch.cat([counts, most, worst > INFINITE + 1])).split([size, layers, layers])
@@ -131,6 +135,20 @@ def search_window(keys, k, first, bits, layers, device, all_reduce):
     below = before + total.gather(0, place) - ties
     inside = (before < k) & (k <= before + total[-1:])
     return torch.cat([first + place, below, ties, nans.sum(0, keepdim=True), most]), inside
+
+
+def within(offset, bits, spare):
+    """(offsets, mask of those that are below 2^bits and not negative), or on a CPU few more than these alone.
+
+    spare: a tensor like `offset`, which is overwritten. On a CPU a choice by single booleans would cost more than all
+    else here, so eight are looked at together.
+    """
+    outside = torch.bitwise_right_shift(offset, bits, out=spare)
+    if offset.device.type == "cpu" and offset.numel() % 8 == 0:
+        eights = outside.to(torch.bool).view(-1).view(torch.int64)
+        offset = offset.view(-1, 8).index_select(0, (eights != ALL_OUTSIDE).nonzero().squeeze(1))
+        outside = offset >> bits
+    return offset, outside == 0
 
 
 def histogram(pieces, device, size=BUCKETS):
@@ -156,12 +174,20 @@ def histogram(pieces, device, size=BUCKETS):
     return counts + torch.bincount(torch.cat(waiting), minlength=size) if length else counts
 
 
-def leave_ties(key, threshold, quota):
-    """(live, taken): live is 0 where key < threshold and at the first `quota` places, in order, where it is equal, else
-    1.
+def leave_first(chosen, number):
+    """int32 of the shape of the boolean `chosen`: 0 at the first `number` places, in order, where it holds, else 1."""
+    return (~(chosen & (chosen.flatten().cumsum(0) <= number).view_as(chosen))).to(torch.int32)
 
-    quota and taken may be tensors, so that nothing waits for the device.
-    """
-    ties = key == threshold
-    taken = ties & (ties.flatten().cumsum(0) <= quota).view_as(ties)
-    return ((key >= threshold) & ~taken).to(torch.int32), taken.sum()
+
+def divide(numbers, at, ties_live, weight=None):
+    """(live, ties) of `Scores.divide`, of numbers in the order of keys and the one to compare with.
+
+    weight: of that shape, where ties at which it is zero do not count."""
+    live = torch.empty_like(numbers, dtype=torch.int32)
+    if not ties_live:
+        return torch.gt(numbers, at, out=live), None
+    torch.ge(numbers, at, out=live)
+    equal = torch.eq(numbers, at, out=torch.empty_like(live))
+    if weight is not None:
+        zero_where_zero(equal.view(torch.float32), weight)
+    return live, equal.sum(dtype=torch.int32)

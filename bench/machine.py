@@ -1,0 +1,66 @@
+"""Where a number was measured: what every file under results/ that holds a speed says of itself."""
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from gpt2 import parallel
+
+RESULTS = Path(__file__).parent.parent / "results"
+STAND_INS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # hold a CPU back to plainer ones
+
+
+def facts(device):
+    """{"machine": the class that bounds the speed, "device", "threads", "torch", "python", "commit", ...}."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
+    found = {
+        "machine": kind(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": git.stdout.strip() or "unknown",
+    }
+    if device.type == "cuda":
+        return found | {"cuda": torch.version.cuda}
+    return found | {name: os.environ[name] for name in STAND_INS if name in os.environ}
+
+
+def kind(device):
+    """The class of machine: a GPU's name, or a CPU's vector instructions and the dtype that training takes there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    dtype = str(parallel.compute_dtype("auto", device)).removeprefix("torch.")
+    return f"CPU {'AMX' if amx else torch.backends.cpu.get_cpu_capability()} {dtype}"
+
+
+def processor():
+    """Name and number of cores of this CPU."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def heading(found):
+    """The facts in one line, as every table begins."""
+    held_back = {name: found[name] for name in STAND_INS if name in found}
+    stand_in = f"; a stand-in: the processor can do more, and was held back by {held_back}" if held_back else ""
+    return (
+        "{machine} ({device}, {threads} threads); torch {torch}, Python {python}; commit {commit}".format(**found)
+        + stand_in
+    )
+
+
+def path_of(found, topic, to=RESULTS):
+    """The file of a machine's numbers on a topic, results/TOPIC/MACHINE.json."""
+    return Path(to) / topic / f"{found['machine'].lower().replace(' ', '-')}.json"
+
+
+def write(path, numbers):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(numbers, indent=1) + "\n")
