@@ -16,18 +16,24 @@ STAND_INS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIO
 
 def facts(device):
     """{"machine": the class that bounds the speed, "device", "threads", "torch", "python", "commit", ...}."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS)
     found = {
         "machine": kind(device),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
     }
     if device.type == "cuda":
         return found | {"cuda": torch.version.cuda}
     return found | {name: os.environ[name] for name in STAND_INS if name in os.environ}
+
+
+def commit():
+    """The commit of this checkout, "-changed" where files other than results differ from it."""
+    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent).stdout
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results").strip()
+    return (git("rev-parse", "--short", "HEAD").strip() or "unknown") + ("-changed" if changed else "")
 
 
 def kind(device):

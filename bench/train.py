@@ -40,9 +40,8 @@ QUICKSTART = (
 ).split()
 
 
-def ours(vocab_size, batch_size):
+def ours(vocab_size, world):
     """(what this loop does in a step, how it was run)."""
-    world = parallel.start()
     config = Config(vocab_size=vocab_size, bias=False, **SIZE)
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=vocab_size, bias=False, **SIZE)).to(world.device)
@@ -63,15 +62,22 @@ def ours(vocab_size, batch_size):
     return step, f"{world.device.type} {str(dtype)[6:]}{' compiled' if compiling else ''}"
 
 
-def nanogpt(path, vocab_size, batch_size):
-    """What nanoGPT's train.py does in a step, with the model.py of the checkout at `path`."""
+def nanogpt(path, vocab_size, world):
+    """What nanoGPT's train.py does in a step, with the model.py of the checkout at `path`.
+
+    As its README says for the device: on a CPU float32 without compiling, on CUDA bfloat16 autocast and compiled. Its
+    fused optimizer and TF32 are on there too; its vocabulary is then padded to a multiple of 64, as its default is."""
     theirs = load_module(Path(path) / "model.py")
     torch.manual_seed(0)
-    model = theirs.GPT(theirs.GPTConfig(vocab_size=vocab_size, dropout=0.0, bias=False, **SIZE))
-    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), "cpu")
+    cuda = world.device.type == "cuda"
+    sizes = dict(vocab_size=vocab_size + (-vocab_size % 64 if cuda else 0), dropout=0.0, bias=False, **SIZE)
+    model = theirs.GPT(theirs.GPTConfig(**sizes)).to(world.device)
+    optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), world.device.type)
+    fast = torch.compile(model) if cuda else model
 
     def step(inputs, targets):
-        _, loss = model(inputs, targets)
+        with parallel.autocast(world.device, torch.bfloat16 if cuda else torch.float32):
+            _, loss = fast(inputs.to(world.device), targets.to(world.device))
         loss.backward()
         finish(model, optimizer)
         return loss
@@ -106,10 +112,11 @@ def interleaved(steps, vocab_size, batch_size, rounds, warmup=2):
 
 
 def compare_steps(vocab_size, batch_size, rounds):
-    step, how = ours(vocab_size, batch_size)
+    world = parallel.start()
+    step, how = ours(vocab_size, world)
     steps = {"this loop": step}
     if os.environ.get("NANOGPT"):
-        steps["nanoGPT"] = nanogpt(os.environ["NANOGPT"], vocab_size, batch_size)
+        steps["nanoGPT"] = nanogpt(os.environ["NANOGPT"], vocab_size, world)
     seconds = interleaved(steps, vocab_size, batch_size, rounds)
     rates = {name: batch_size * SIZE["block_size"] / taken for name, taken in seconds.items()}
     ratio = f"  ratio {rates['this loop'] / rates['nanoGPT']:.2f}x" if "nanoGPT" in rates else ""

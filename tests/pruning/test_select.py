@@ -164,3 +164,16 @@ def test_large_layers_in_many_chunks_are_exact():
     assert (
         zeros_of(model) == lowest(flat, [np.zeros(len(s), bool) for s in flat], round(0.7 * sum(map(len, flat))))
     ).all()
+
+
+def test_ties_are_looked_for_once_more_only_where_they_are_taken():
+    model = linears(*[(5, 8)] * 20)
+    scores = torch.arange(1.0, 801.0).view(20, 5, 8)
+    scores[[3, 7, 11, 19], 2, 2] = 400.5  # the 398th to the 401st
+    pruner = Pruner(model, adam_with(model, exp_avg=list(scores)), by_exp_avg, target_sparsity=0.5)
+    scored, score = [], pruner.scores.score
+    pruner.scores.score = lambda i, rows: scored.append(i) or score(i, rows)
+    pruner.prune_to(0.5)
+    expected = lowest([s.flatten().numpy() for s in scores], [np.zeros(40, bool)] * 20, 400)
+    assert (zeros_of(model) == expected).all()
+    assert scored == [*range(20)] * 3 + [3, 7, 11][: len(scored) - 60] and 60 < len(scored) < 64
