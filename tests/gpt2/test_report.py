@@ -91,6 +91,7 @@ def test_a_browser_draws_it(two_runs, command, tmp_path):
         numbers = [float(n) for path in drawn for n in re.findall(r"-?[\d.]+", path)]
         assert len(numbers) > 20 and "NaN" not in figure
     assert dom.count('class="cell"') == 2 * 2 * 10  # runs, layers, evaluations
+    assert dom.count('class="best"') == 4 and "losses do not compare" not in dom.partition("<script")[0]
     assert "h.0.mlp.c_fc" in dom and "60.0 %" in dom
     assert 'class="differs"' in re.search(r'<tr data-option="criterion">.*?</tr>', dom)[0]
     assert html.escape("In the beginning <b>was</b> </script> & more", quote=False) in dom
