@@ -23,6 +23,9 @@ PHASES = ("imports", "data", "compilation", "step", "evaluation", "checkpoint")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
+STARTED = []  # processes, each the leader of a group of its own
+
+
 class Run:
     """A run of the quickstart in `out_dir`, on one or two ranks, as a process."""
 
@@ -34,6 +37,7 @@ class Run:
         self.process = subprocess.Popen(
             [*command, *OPTIONS, accumulation, *options], stdout=self.log, stderr=self.log, start_new_session=True
         )
+        STARTED.append(self.process)
 
     def output(self):
         self.log.seek(0)
@@ -106,6 +110,16 @@ def main():
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--signals", nargs="+", choices=[number.name for number in SIGNALS])
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, sys.exit)
+    try:
+        measure_all(args)
+    finally:
+        for process in STARTED:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def measure_all(args):
     with tempfile.TemporaryDirectory() as name:
         folder, expected = Path(name), {}
         for ranks in args.ranks:

@@ -1,9 +1,16 @@
 """A run that is asked to stop saves and ends with 0, and the same command ends where an undisturbed run would have."""
 
+import errno
+import fcntl
+import os
+import shutil
+import stat
 import time
 
 import pytest
 
+from gpt2 import lock
+from gpt2.errors import UserError
 from gpt2.lock import OnlyRunIn
 from gpt2.stops import Stopped, Stops
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
@@ -108,6 +115,41 @@ def test_two_runs_do_not_share_an_out_dir(zygote, data_dir, tmp_path):
     assert not (tmp_path / "run").exists(), "an empty folder is not left behind"
     assert zygote.run(*arguments, fault="in_update:3:SIGKILL").codes == [-9]
     assert zygote.run(*arguments).codes == [0], "a dead process holds no lock"
+
+
+def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path, monkeypatch, capfd):
+    """As on NFS; and where nothing can be locked it is a warning."""
+
+    def flock(descriptor, how):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) or nothing:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        fcntl.flock(descriptor, how)
+
+    monkeypatch.setattr(lock, "fcntl", type("Fcntl", (), dict(vars(fcntl), flock=staticmethod(flock))))
+    nothing = False
+    with OnlyRunIn(tmp_path / "run") as held:
+        with pytest.raises(UserError, match="another process is training there"), OnlyRunIn(tmp_path / "run"):
+            pass
+        held.hold_again()
+        shutil.rmtree(tmp_path / "run")
+        held.hold_again()
+        with pytest.raises(UserError, match="another process is training there"), OnlyRunIn(tmp_path / "run"):
+            pass
+    assert "was removed" in capfd.readouterr().err
+    nothing = True
+    with OnlyRunIn(tmp_path / "run"), OnlyRunIn(tmp_path / "run"):
+        assert "its filesystem has no locks" in capfd.readouterr().err
+
+
+def test_a_stop_in_the_moment_of_a_wrong_step(zygote, data_dir, tmp_path):
+    wrong = [*SMALL, "--learning_rate=1e30", "--max_bad_steps=1000", f"--data_dir={data_dir}"]
+    for name, fault in (("whole", None), ("stopped", "in_update:9:SIGTERM")):
+        done = zygote.run(*wrong, f"--out_dir={tmp_path / name}", fault=fault)
+        assert done.codes == [0] and "Traceback" not in done.output
+    assert zygote.run(*wrong, f"--out_dir={tmp_path / 'stopped'}").codes == [0]
+    assert files_of(tmp_path / "stopped", 30) == files_of(tmp_path / "whole", 30)
+    skipped = [[line.get("skipped_steps") for line in metrics_of(tmp_path / name)] for name in ("whole", "stopped")]
+    assert skipped[0] == skipped[1] and skipped[0][-1] > 20
 
 
 @pytest.mark.parametrize("fault, words", [("SIGSTOP", "does not respond"), ("hang", "has come no further")])
