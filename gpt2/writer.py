@@ -8,6 +8,7 @@ one tensor at a time in the order of the names, and is copied to the main rank's
 device ever holds more than one whole tensor. Only the main rank writes. What a save that fails costs is that save.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -203,6 +204,8 @@ class Writer:
             write_checkpoint(beside, step, self.snapshot.files, facts)
             if final.exists():
                 checkpoint.set_aside(final)
+            with contextlib.suppress(FileNotFoundError):
+                sync(self.folder.parent / "metrics.jsonl")  # its lines up to here are not measured again
             point("before_rename")
             beside.rename(final)
             point("after_rename")
