@@ -274,7 +274,7 @@ def checked(values, where, problems):
             continue
         kind = FIELDS[key].type
         if type(value) is int and kind in (int, float) and abs(value) >= 2**63:
-            problems.append(f"{where}{key}: expected a number of less than 64 bits")
+            problems.append(f"{where}{key}=...: expected a number of less than 64 bits")
             continue
         if kind is float and type(value) is int:
             value = float(value)

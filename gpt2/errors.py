@@ -57,20 +57,28 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
         leave(1)
     except (UserError, *others) as error:
         if rank:
-            time.sleep(5)
+            expect_the_end(5)
         if not (rank and getattr(error, "shared", False)):
             say_error(program, error)
         leave(2)
     except RuntimeError as error:
         if not lost_a_peer(error):
             raise
-        time.sleep(15)
+        expect_the_end(15)
         say_error(program, f"rank {rank}: another rank has left: {str(error).splitlines()[0]}")
         leave(1)
     except KeyboardInterrupt:
         if rank == 0:
             print(f"\n{program}: {interrupted}", file=sys.stderr)
         leave(130)
+
+
+def expect_the_end(seconds):
+    """Wait as long for torchrun to end this rank, because another has left, with the SIGTERM that it sends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if signal.SIGTERM in getattr(sys.modules.get("gpt2.early"), "heard", ()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(seconds)
 
 
 def warn(message):

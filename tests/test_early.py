@@ -27,6 +27,19 @@ def test_a_signal_during_the_imports(name, number, code, words, tmp_path):
     assert len(done.stderr.splitlines()) == 2 * bool(words)
 
 
+@pytest.mark.parametrize("when", ["during the imports", "while it waits"])
+def test_a_rank_that_torchrun_ends_does_not_repeat_what_another_has_said(when, tmp_path):
+    (tmp_path / "train_gpt2.py").write_text(
+        "import gpt2.early, os, signal, sys, threading\nfrom gpt2.errors import UserError, one_line_errors\n"
+        "end = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"{'end()' if when == 'during the imports' else 'threading.Timer(0.3, end).start()'}\n"
+        "with one_line_errors('train_gpt2.py'):\n    raise UserError('a typo')\n"
+    )
+    env = {"PYTHONPATH": str(ROOT), "RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run([sys.executable, "train_gpt2.py"], cwd=tmp_path, env=env, capture_output=True)
+    assert (done.returncode, done.stderr) == (-15, b"")
+
+
 def test_every_command_listens_before_it_imports():
     programs = [ROOT / "train_gpt2.py", ROOT / "prepare_fineweb.py"]
     programs += [path for folder in ("gpt2", "lenet", "study") for path in (ROOT / folder).glob("*.py")]
