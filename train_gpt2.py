@@ -38,7 +38,7 @@ from gpt2.shards import find_shards, read_meta
 from gpt2.state import restore, save
 from gpt2.stops import Stopped, Stops
 from gpt2.writer import Writer
-from pruning import NotFiniteError
+from pruning import DensityLR, NotFiniteError
 from pruning.allocation import ALLOCATIONS
 from pruning.criteria import CRITERIA
 from pruning.optim import OPTIMIZERS
@@ -113,6 +113,8 @@ def run(config, change, stops, writer):
     pruner = make_pruner(model, optimizer, config)
     pruner = change(model, optimizer, pruner) if change else pruner
     pruner = continue_pruner(pruner, model, optimizer, config, *found) if found else pruner
+    if pruner and config.density_lr > 1:
+        DensityLR(pruner, optimizer, config.density_lr)
     parallel.on_main(world, count_restart, config.out_dir, start)
 
     log = Log(config, world, start)

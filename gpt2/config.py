@@ -103,6 +103,12 @@ class Config:
         "n:m: prune only among the n lowest of every m weights of a row, as 2:4, which sparse tensor cores take; "
         "empty: anywhere",
     )
+    density_lr: float = option(
+        1.0,
+        "the prunable weights learn at min(density_lr, 1 / density) times learning_rate, where density is the share of "
+        "them that is not pruned yet; 1: at learning_rate",
+        at_least=1.0,
+    )
     prune_begin: int = option(-1, "step of the first update; -1: a quarter of max_iters", at_least=-1)
     prune_end: int = option(-1, "step that reaches target_sparsity; -1: three quarters of max_iters", at_least=-1)
     prune_interval: int = option(20, "steps from one update to the next", at_least=1)
@@ -187,7 +193,16 @@ MAY_CHANGE = {
     "check_interval",
     "init_from",
 }
-PRUNING = ("target_sparsity", "schedule", "allocation", "pattern", "prune_begin", "prune_end", "prune_interval")
+PRUNING = (
+    "target_sparsity",
+    "schedule",
+    "allocation",
+    "pattern",
+    "density_lr",
+    "prune_begin",
+    "prune_end",
+    "prune_interval",
+)
 ARCHITECTURE = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
 
 USAGE = "usage: train_gpt2.py [FILE.py ...] [--key=value ...]      (under python or torchrun)"

@@ -30,6 +30,9 @@ def test_each_optimizer_goes_on_exactly_from_a_checkpoint(optimizer, data_dir, t
         "--spam_interval=8",
         "--spam_warmup_steps=5",
         "--spam_theta=4",
+        "--density_lr=3",
+        "--lr_schedule=linear",
+        "--lr_decay_begin=16",
         "--checkpoint_interval=12",
     ]
     train(data_dir, tmp_path / "whole", *options)

@@ -1,0 +1,61 @@
+"""A learning rate that grows as the weights thin out."""
+
+from typing import Any
+
+from pruning.pruner import Pruner
+from pruning.stepping import unwrapped
+
+
+class DensityLR:
+    """Has `optimizer` step the prunable weights with min(most, 1 / density) times the learning rate of their group,
+    where density is the share of the prunable weights that is not pruned, over all layers.
+
+        pruner = Pruner(model, optimizer, ...)
+        DensityLR(pruner, optimizer)
+
+    The pruned weights' share of a layer's change is gone, and a higher rate of the others makes up for it (as in
+    Sparse µP: Dey et al. 2024, arXiv:2405.15743). The factor is there during a step alone: schedulers see and set
+    the rates without it. Waits for no device and keeps nothing that a checkpoint would need.
+
+    pruner:     whose weights they are
+    optimizer:  the pruner's; its prunable weights get param groups of their own, at the end, so make this before a
+                scheduler, and before `optimizer.load_state_dict`
+    most:       highest factor; ValueError below 1
+    """
+
+    def __init__(self, pruner: Pruner, optimizer: Any, most: float = 4.0):
+        if not most >= 1:
+            raise ValueError(f"most={most}: expected a factor of at least 1")
+        self.pruner, self.most = pruner, most
+        optimizer = unwrapped(optimizer)
+        own = {id(layer.parameter) for layer in pruner.layers}
+        self.groups: list[int] = []  # places in param_groups: load_state_dict makes new groups
+        for place, group in enumerate(list(optimizer.param_groups)):
+            mine = [p for p in group["params"] if id(p) in own]
+            if mine and len(mine) < len(group["params"]):
+                group["params"] = [p for p in group["params"] if id(p) not in own]
+                optimizer.add_param_group({**group, "params": mine})
+                place = len(optimizer.param_groups) - 1
+            self.groups += [place] if mine else []
+        self.rates: list[tuple[Any, Any]] = []  # of these groups, without the factor and with it, while a step goes on
+        optimizer.register_step_pre_hook(self.before)
+        optimizer.register_step_post_hook(self.after)
+
+    @property
+    def factor(self) -> float:
+        """What the learning rate of the prunable weights is multiplied by in the next step."""
+        density = 1 - self.pruner.claimed / self.pruner.prunable
+        return min(self.most, 1 / density) if density > 0 else self.most
+
+    def before(self, optimizer: Any, *arguments: Any) -> None:
+        self.after(optimizer)  # a step that ended in an error, or the same step of a base class
+        for group in (optimizer.param_groups[place] for place in self.groups):
+            raised = group["lr"] * self.factor
+            self.rates.append((group["lr"], raised))
+            group["lr"] = raised
+
+    def after(self, optimizer: Any, *arguments: Any) -> None:
+        for place, (rate, raised) in zip(self.groups, self.rates):
+            if optimizer.param_groups[place]["lr"] is raised:  # else somebody has set it meanwhile
+                optimizer.param_groups[place]["lr"] = rate
+        self.rates = []
