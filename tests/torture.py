@@ -185,7 +185,7 @@ def cases(torture, parallel, ranks):
     """(name, arguments of `case` or `damaged`) of each case of one kind of run: the same at each call, in turn."""
     torture.undisturbed(parallel, ranks)
     passed, generator = torture.passed[parallel, ranks], random.Random(f"{parallel}{ranks}")
-    counts = [(rank, point, count) for rank in passed for point, count in sorted(passed[rank].items())]
+    counts = [(rank, point, count) for rank in sorted(passed) for point, count in sorted(passed[rank].items())]
     points = [(rank, point, n) for rank, point, count in counts for n in range(1, count + 1)]
     writes = [place for place in points if place[1] in WRITING and not is_repeated(place, passed)]
     others = [place for place in points if place[1] not in WRITING]
