@@ -70,10 +70,18 @@ def train(criterion, seed, epochs, sparsity=0.9):
 
 
 def main(epochs=20, seeds=(0, 1, 2)):
+    """Prints each criterion's accuracies, and the mean difference of the seeds' pairs with its 95 % interval."""
+    from scipy import stats
+
+    found = {}
     for criterion in ("magnitude", "bitter7"):
-        accuracies = [100 * train(criterion, seed, epochs)[0] for seed in seeds]
-        mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-        print(f"{criterion:10} {mean:6.2f} ± {spread:.2f} % at 90 % sparsity, {len(seeds)} seeds", flush=True)
+        found[criterion] = [100 * train(criterion, seed, epochs)[0] for seed in seeds]
+        each = " ".join(f"{accuracy:.2f}" for accuracy in found[criterion])
+        print(f"{criterion:10} {statistics.mean(found[criterion]):6.2f} % right at 90 % sparsity: {each}", flush=True)
+    differences = [ours - theirs for ours, theirs in zip(found["bitter7"], found["magnitude"])]
+    mean, error = statistics.mean(differences), statistics.stdev(differences) / len(seeds) ** 0.5
+    half = stats.t.ppf(0.975, len(seeds) - 1) * error
+    print(f"bitter7 - magnitude, by seed: {mean:+.2f} points (95 %: {mean - half:+.2f} to {mean + half:+.2f})")
 
 
 if __name__ == "__main__":

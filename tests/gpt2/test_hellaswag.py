@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from gpt2 import evaluate, hellaswag, load, parallel
+from gpt2 import evaluate, hellaswag, load, parallel, tokenizer
 
 ITEMS = [
     {
@@ -100,6 +100,27 @@ def test_harness_dialect_cleans_and_divides_by_characters(parts):
         scores, label = hellaswag.score(item, words, model, world, torch.float32), int(item["label"])
         norms = [total / length for total, length in zip(sums, lengths)]
         assert scores["harness_acc_norm"] == (norms.index(min(norms)) == label)
+
+
+def test_rows_in_gpt2s_own_tokens():
+    """What the model is asked, by GPT-2's vocabulary: texts as each dialect puts them together, tokenized as one text
+    there and as two here; the places of the endings are where their tokens are."""
+    words, item = tokenizer.load("gpt2"), ITEMS[0]
+    encode = tokenizer.gpt2_encoding().encode
+    rows, _ = hellaswag.rows_of(item, words)
+    cleaned = ["sat on the log.", "rode the moon home. and sang", "is not", "the the the the"]
+    for (tokens, context), ending in zip(rows[:4], cleaned):
+        asked = "Rain: The cat sat on the mat. The dog"
+        assert tokens == encode(f"{asked} {ending}") and tokens[:context] == encode(asked)
+    assert rows[0][0] == [31443, 25, 383, 3797, 3332, 319, 262, 2603, 13, 383, 3290, 3332, 319, 262, 2604, 13]
+    for (tokens, context), ending in zip(rows[4:], item["endings"]):
+        assert tokens[:context] == encode("The cat sat on the mat. the dog") and tokens[context:] == encode(
+            " " + ending
+        )
+    inputs, targets = hellaswag.batch(rows[:4], 1024, 40)
+    for row, (tokens, context) in enumerate(rows[:4]):
+        assert inputs[row, : len(tokens) - 1].tolist() == tokens[:-1]
+        assert [target for target in targets[row].tolist() if target >= 0] == tokens[context:]
 
 
 def test_shares_and_errors(parts, monkeypatch):
