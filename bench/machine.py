@@ -31,9 +31,16 @@ def facts(device):
 
 def commit():
     """The commit of this checkout, "-changed" where files other than results differ from it."""
-    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent).stdout
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results").strip()
-    return (git("rev-parse", "--short", "HEAD").strip() or "unknown") + ("-changed" if changed else "")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-changed" if changed else "")
+
+
+def git(*words):
+    """What git says of this checkout; nothing where there is no git, or no repository."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def kind(device):

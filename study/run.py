@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 import train_gpt2
+from bench.machine import git
 from gpt2 import checkpoint, parallel
 from gpt2.data import TrainingBatches, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
@@ -163,7 +164,6 @@ def short_hash(tensors):
 
 def circumstances(config):
     """Commit, versions and machine."""
-    git = lambda *words: subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
     changed = git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
     cuda = config.device == "cuda"
     return {

@@ -12,7 +12,6 @@ import json
 import math
 import random
 import shutil
-import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.machine import git
 from gpt2.checkpoint import verify
 from gpt2.files import write_atomically
 from tests.gpt2.test_damage import damage
@@ -261,13 +261,13 @@ def main():
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the next call goes on")
     args = parser.parse_args()
     done, end = {key_of(result) for result in read(args.results)}, time.monotonic() + 60 * args.minutes
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    commit = git("rev-parse", "--short", "HEAD")
     with tempfile.TemporaryDirectory() as folder, Zygote() as zygote, open(args.results, "a", buffering=1) as out:
         torture = Torture(zygote, folder)
         places = [(place, cases(torture, *place)) for place in PLACES if place[0] in args.only]
         for turn in itertools.zip_longest(*([(place, case) for case in found] for place, found in places)):
             for (parallel, ranks), (name, what) in filter(None, turn):
-                result = dict(parallel=parallel, ranks=ranks, name=name, commit=commit.strip())
+                result = dict(parallel=parallel, ranks=ranks, name=name, commit=commit)
                 if key_of(result) in done or time.monotonic() > end:
                     continue
                 result |= (torture.damaged if "seed" in what else torture.case)(parallel, ranks, **what)

@@ -19,7 +19,7 @@ from gpt2.errors import UserError
 from study import report
 from study.arms import ARMS
 from study.plan import NAMES, load_plan, problems
-from study.run import parse, read_results, run_all, run_one, table, take_over
+from study.run import circumstances, parse, read_results, run_all, run_one, table, take_over
 from tests.conftest import ROOT
 
 PLAN = """
@@ -228,6 +228,13 @@ def test_each_change_runs_and_goes_on_exactly(name, folder, plan, monkeypatch):
     run_one(plan, name, 0, parts)
     losses = [read_results(plan, args.results)[f"{name}-seed0.json"]["val_loss"] for args in (whole, parts)]
     assert losses[0] == losses[1]
+
+
+def test_without_git_a_result_says_no_commit(monkeypatch, tmp_path):
+    config = load_config(["--device=cpu"], NAMES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert circumstances(config)["commit"] == "" and circumstances(config)["machine"]["threads"]
 
 
 def test_wrong_plans_are_named(folder):
