@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))
 from gpt2.config import FIELDS  # noqa: E402
 from gpt2.files import write_atomically  # noqa: E402
 
+MODULES = ("criteria", "schedule", "allocation", "memory", "optim", "integrations")  # that users name or import from
 HEAD = """# Options
 
 Set them in a config file (plain Python, `n_layer = 6`) or on the command line (`--n_layer=6`); later ones win. A wrong
@@ -31,7 +32,8 @@ def options_page():
 def main():
     write_atomically(ROOT / "docs" / "options.md", options_page().encode())
     if importlib.util.find_spec("pdoc"):
-        subprocess.run([sys.executable, "-m", "pdoc", "pruning", "-o", "docs/api"], cwd=ROOT, check=True)
+        modules = ["pruning", *(f"pruning.{name}" for name in MODULES)]
+        subprocess.run([sys.executable, "-m", "pdoc", *modules, "-o", "docs/api"], cwd=ROOT, check=True)
     else:
         print("docs/api needs pdoc: pip install pdoc")
 
