@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from gpt2.errors import UserError, warn
+from gpt2.memory import keep_freed
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def start(device="auto", alone=False, deterministic=False, timeout=600.0):
             f"{whose}: there are {torch.cuda.device_count()}; lower {'the number' if index else '--nproc_per_node'}"
         )
     device = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
+    if device.type == "cpu":
+        keep_freed()
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
@@ -134,12 +137,13 @@ def autocast(device, dtype):
 
 
 def should_compile(compile, device, vocab_size):
-    """compile=auto: on CUDA always; on a CPU where the logits dominate, since the matrix products of a small vocabulary
-    are as fast without and compiling would cost more than it brings; and never without a compiler."""
+    """compile=auto: on CUDA always; on a CPU with bfloat16 where the logits dominate, since the matrix products of a
+    small vocabulary are as fast without (in float32, gpt2/kernels.py and gpt2/loss.py do what compiling would); and
+    never without a compiler."""
     if compile == "auto":
         if device.type == "cuda" and not has_compiler(device) and int(os.environ.get("RANK", 0)) == 0:
             print(f"{NO_COMPILER}: running without it, slower and in two to three times the memory", file=sys.stderr)
-        return has_compiler(device) and (device.type == "cuda" or vocab_size >= 8192)
+        return has_compiler(device) and (device.type == "cuda" or cpu_has_bf16() and vocab_size >= 8192)
     if compile and device.type in ("cpu", "cuda") and not has_compiler(device):
         raise UserError(f"{NO_COMPILER}: leave it away")
     return compile
