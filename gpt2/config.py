@@ -311,6 +311,7 @@ SYNONYMS = {
     "experiment": "out_dir",
     "layers": "n_layer",
     "heads": "n_head",
+    "hidden_size": "n_embd",
     "iters": "max_iters",
     "max_grad_norm": "grad_clip",
     "max_steps": "max_iters",
@@ -334,7 +335,6 @@ SYNONYMS = {
     "warmup": "warmup_iters",
     "warmup_steps": "warmup_iters",
     "width": "n_embd",
-    "hidden_size": "n_embd",
 }
 
 

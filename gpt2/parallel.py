@@ -4,7 +4,6 @@ import importlib.util
 import os
 import re
 import shutil
-import sys
 import sysconfig
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -141,8 +140,8 @@ def should_compile(compile, device, vocab_size):
     small vocabulary are as fast without (in float32, gpt2/kernels.py and gpt2/loss.py do what compiling would); and
     never without a compiler."""
     if compile == "auto":
-        if device.type == "cuda" and not has_compiler(device) and int(os.environ.get("RANK", 0)) == 0:
-            print(f"{NO_COMPILER}: running without it, slower and in two to three times the memory", file=sys.stderr)
+        if device.type == "cuda" and not has_compiler(device):
+            warn(f"{NO_COMPILER}: running without it, slower and in two to three times the memory")
         return has_compiler(device) and (device.type == "cuda" or cpu_has_bf16() and vocab_size >= 8192)
     if compile and device.type in ("cpu", "cuda") and not has_compiler(device):
         raise UserError(f"{NO_COMPILER}: leave it away")
