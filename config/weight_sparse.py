@@ -4,7 +4,8 @@ the training.
 
 What does not fit: there, a weight that was dropped goes on getting gradients and may come back, and embeddings, biases
 and activations are sparse too. Here what is pruned stays so, in the matrices of attention and MLP. Their models keep
-one weight in a thousand; a GPT-2 of this size learns little at that, so the target is 99 %.
+one weight in a thousand; a GPT-2 of this size learns little at that, so the target is 99 %. Tried small: 2 layers, 64
+wide, 400 steps of 1,024 characters of TinyShakespeare, prune_end=200: every matrix ends at 99 %, val_loss 2.53.
 
 python train_gpt2.py config/weight_sparse.py
 """
