@@ -83,3 +83,13 @@ def test_on_a_gpu_without_what_triton_needs_auto_says_so_and_does_not_compile(mo
     assert "slower" in capsys.readouterr().err
     with pytest.raises(UserError, match="Triton.*leave it away"):
         parallel.should_compile(True, device, 50257)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_auto_compiles_on_a_cpu_only_where_that_was_seen_to_pay(monkeypatch, bf16):
+    monkeypatch.setattr(parallel, "has_compiler", lambda device: True)
+    monkeypatch.setattr(parallel, "cpu_has_bf16", lambda: bf16)
+    cpu = torch.device("cpu")
+    assert parallel.should_compile("auto", cpu, 65) is False
+    assert parallel.should_compile("auto", cpu, 50257) is bf16
+    assert parallel.should_compile(True, cpu, 65) is True
