@@ -13,6 +13,7 @@ ends by then, and the same call again goes on. A step that gains nothing stays i
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -151,7 +152,7 @@ def run(path, here, sizes, rounds, checkout, world, deadline):
     """Measure what `path` lacks of one vocabulary, and write it there. Returns whether all is there now."""
     found = json.loads(path.read_text()) if path.exists() else {}
     if any(found.get(name) != value for name, value in here.items()):
-        found = {**here, "tables": {}}
+        found = {**here, "load": os.getloadavg()[0], "tables": {}}
     table = found["tables"].setdefault(str(sizes[0]), {"batch_size": sizes[1], "rows": {}})
     names = (["nanoGPT"] if checkout else []) + [name for name in RUNGS if usable(name, world)]
     if table["batch_size"] != sizes[1] or any(name not in table["rows"] for name in names):
