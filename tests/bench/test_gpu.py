@@ -1,0 +1,45 @@
+"""The plan of bench/gpu.sh, which nobody could run on a GPU: every phase is there, and what it calls takes its options."""
+
+import importlib
+import os
+import subprocess
+
+import pytest
+
+from gpt2.config import load_config
+from pruning.criteria import CRITERIA
+
+
+def plan(phase, *options):
+    """The commands of a phase, as lists of words, from the script with `echo` in python's place."""
+    env = os.environ | {"PYTHON": "echo", "TOKENS": "tokens", "RESULTS": os.devnull, "NANOGPT": "nanoGPT"}
+    script = 'mkdir() { :; }; source bench/gpu.sh "$@"'
+    done = subprocess.run(
+        ["bash", "-c", script, "bench/gpu.sh", phase, *options], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry"]])
+def test_the_plan_is_whole_and_its_options_exist(options, monkeypatch):
+    commands = plan("all", *options)
+    modules = [words[1] for words in commands]
+    assert set(modules) == {"bench.gpu", "bench.ladder", "bench.prune", "bench.select"}
+    assert [words[2] for words in commands if words[1] == "bench.gpu"] == [
+        *("train", "train", "numbers"),
+        *("train", "train", "cut", "train", "same"),
+    ]
+    for _, module, *words in commands:
+        if words[0] == "train":
+            load_config(words[1:], {"criterion": ("none", *CRITERIA)})
+            continue
+        asked = []
+        monkeypatch.setattr(
+            "argparse.ArgumentParser.parse_args", lambda parser, asked=asked: asked.append(parser) or 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            monkeypatch.setattr("sys.argv", [module, *words])
+            importlib.import_module(module).main()
+        monkeypatch.undo()
+        asked[0].parse_args(words)
