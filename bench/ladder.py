@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from unittest import mock
 import torch
 from tqdm import tqdm
 
+from bench import machine
 from bench.machine import RESULTS, facts, heading, path_of, write
 from bench.train import SIZE, nanogpt
 from gpt2 import kernels, parallel
@@ -138,9 +138,7 @@ def peak_memory(name, sizes, checkout):
     step = step_of(name, sizes, checkout, world)
     for _ in range(2):
         step(*batch(sizes))
-    if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return machine.peak_memory(world.device)
 
 
 def alone(function, *arguments):

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -79,3 +81,16 @@ def path_of(found, topic, to=RESULTS):
 def write(path, numbers):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def peak_memory(device):
+    """Bytes: the peak of torch's allocator on CUDA, else of this process.
+
+    Not by getrusage on Linux: a process that was just started counts the peak of the one that started it as its own.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if os.path.exists("/proc/self/status"):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

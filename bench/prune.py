@@ -14,13 +14,13 @@ Writes results/prune/MACHINE.json and prints the table.
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 
 import torch
 from tqdm import tqdm
 
+from bench import machine
 from bench.machine import RESULTS, facts, heading, path_of, write
 from gpt2 import parallel
 from gpt2.config import Config
@@ -96,9 +96,7 @@ def peak_memory(sizes, sequences, tokens, name):
     side = Side(sizes, SIDES[name], 3, world)
     for _ in range(3):
         side.step(*batch(sizes, sequences, tokens))
-    if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return machine.peak_memory(world.device)
 
 
 def alone(function, *arguments):

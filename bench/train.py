@@ -45,7 +45,10 @@ def ours(vocab_size, world):
     config = Config(vocab_size=vocab_size, bias=False, **SIZE)
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=vocab_size, bias=False, **SIZE)).to(world.device)
-    dtype, compiling = (parallel.compute_dtype("auto", world.device), parallel.should_compile("auto", world.device, vocab_size))
+    dtype, compiling = (
+        parallel.compute_dtype("auto", world.device),
+        parallel.should_compile("auto", world.device, vocab_size),
+    )
     fast = torch.compile(model) if compiling else model
     optimizer = make_optimizer(model, config)
 

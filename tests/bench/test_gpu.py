@@ -1,4 +1,4 @@
-"""The plan of bench/gpu.sh, which nobody could run on a GPU: each phase is there, and what it calls takes its options."""
+"""The plan of bench/gpu.sh, which nobody could run on a GPU: all phases are there, what they call takes its options."""
 
 import importlib
 import os
