@@ -54,6 +54,7 @@ study-smoke: .venv/ready-for-tests
 lint: .venv/ready-for-tests
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy pruning
 
 docs: .venv/ready-for-tests
 	$(BIN)/python -m pip install --quiet pdoc

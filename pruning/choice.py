@@ -82,7 +82,7 @@ def places(scores: Scores, parts: Sequence[Lowest]) -> Iterator[tuple[int, slice
         for i in part.which:
             for rows in scores.chunks(i):
                 live, equal = scores.divide(i, rows, part.threshold.key, partly)
-                if partly:
+                if equal is not None:
                     tied.append((number, i, rows))
                     ties.append(equal)
                 yield i, rows, live
@@ -92,7 +92,7 @@ def places(scores: Scores, parts: Sequence[Lowest]) -> Iterator[tuple[int, slice
 
 
 def shares_of_ties(
-    scores: Scores, parts: Sequence[Lowest], tied: Sequence[tuple[int, int, slice]], ties: Sequence[torch.Tensor]
+    scores: Scores, parts: Sequence[Lowest], tied: Sequence[tuple[int, int, slice]], ties: list[torch.Tensor]
 ) -> list[int]:
     """How many of its ties each chunk gives: those that come first in the full tensors do. A collective where sharded.
 

@@ -156,7 +156,7 @@ def test_without_a_compiler_torchs_operations_are_used(plain):
 
 @compiler
 def test_training_with_them_differs_by_less_than_a_tenth_of_what_two_seeds_do(plain):
-    """200 steps; bench/ has the long form."""
+    """After 200 steps, from the same weights and batches."""
 
     def last_loss(seed):
         model = small(n_layer=1)
