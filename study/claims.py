@@ -83,6 +83,34 @@ CLAIMS = (
         "bitter9_turned-90",
         "bitter9-90",
     ),
+    Claim(
+        "held until the ramp ends, then straight to zero, the learning rate ends below half a cosine, at 90 %",
+        "this project",
+        "small_confirm",
+        "held-magnitude-90",
+        "magnitude-90",
+    ),
+    Claim(
+        "what is left of a matrix wants a higher rate: density_lr=4 ends below the held rate alone, at 90 %",
+        "Dey et al. 2024, for static sparsity",
+        "small_confirm",
+        "held-magnitude-density_lr-90",
+        "held-magnitude-90",
+    ),
+    Claim(
+        "so does the dense model, so it is not sparsity that wants it",
+        "a sceptic",
+        "small_confirm",
+        "held-dense-same_rates",
+        "held-dense",
+    ),
+    *(
+        Claim(f"variance_quarter beats magnitude at 90 % {when}", "this project", "small_confirm", ours, theirs)
+        for when, ours, theirs in (
+            ("with the held rate too", "held-quarter-90", "held-magnitude-90"),
+            ("with density_lr too", "held-quarter-density_lr-90", "held-magnitude-density_lr-90"),
+        )
+    ),
     Claim("magnitude beats random (planted)", "everybody", "small", "magnitude-adamw-90", "random-adamw-90"),
     Claim(
         "magnitude by two names is one (A/A)",

@@ -304,6 +304,22 @@ def headline(study):
     )
 
 
+def recipe(study):
+    """One sentence: what the recipe that the tuning found is worth on fresh seeds."""
+    plan, results = next(((plan, found) for plan, found in study if plan.name == "small_confirm"), (None, None))
+    best, magnitude, dense = "held-quarter-density_lr-90", "held-magnitude-90", "held-dense"
+    pairs = ((best, magnitude), (best, dense), ("held-dense-same_rates", dense))
+    if plan is None or min(part(plan, results, *pair)[0].n for pair in pairs) < LEAST:
+        return "No recipe is confirmed yet."
+    of_magnitude, of_dense, dense_too = (change_of_perplexity(plan, *part(plan, results, *pair)) for pair in pairs)
+    return (
+        "With the learning rate held until the ramp ends, then falling in a straight line to zero, in all arms: at 90 "
+        f"% |w|·v^¼ with density_lr=4 ({part(plan, results, *pairs[0])[0].n} fresh seeds) against magnitude "
+        f"{of_magnitude}, against the dense model {of_dense}. The dense model at those rates, against itself without: "
+        f"{dense_too}. After correction for {len(plan.pairs)} comparisons."
+    )
+
+
 def change_of_perplexity(plan, c, verdict):
     """The difference of loss as one of perplexity, of GPT-2's tokens, with its interval, and whether it is shown."""
     mean, low, high = (percent(plan.text.characters_per_token * x) for x in (c.mean, c.low, c.high))
@@ -312,7 +328,7 @@ def change_of_perplexity(plan, c, verdict):
 
 def blocks(study, out):
     """name -> text of each generated part of docs/study.md; out: the folder of the figures."""
-    made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
+    made = {"headline": headline(study), "recipe": recipe(study), "ledger": ledger(study), "cost": cost(study)}
     made |= {"source": source_table(SOURCE), "early_gaps": early_gaps(study, SOURCE)}
     made |= {"states": states(out.parent / "states.json"), "figures": pictures(out)}
     for plan, results in study:

@@ -86,7 +86,7 @@ def test_on_a_gpu_without_what_triton_needs_auto_says_so_and_does_not_compile(mo
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_auto_compiles_on_a_cpu_only_where_that_was_seen_to_pay(monkeypatch, bf16):
+def test_auto_compiles_on_a_cpu_only_with_bf16_and_a_large_vocabulary(monkeypatch, bf16):
     monkeypatch.setattr(parallel, "has_compiler", lambda device: True)
     monkeypatch.setattr(parallel, "cpu_has_bf16", lambda: bf16)
     cpu = torch.device("cpu")
