@@ -119,7 +119,7 @@ def search_window(keys, k, first, bits, layers, device, all_reduce):
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
 
     def offsets():
-        for layer, key in (part for part in keys() if part[1].numel()):
+        for layer, key in ((layer, key.flatten()) for layer, key in keys() if key.numel()):
             spare = torch.empty_like(key)
             most[layer] += torch.le(key, last, out=spare).sum(dtype=torch.int32)
             magnitude = torch.bitwise_right_shift(key, 31, out=spare).bitwise_xor_(key).add_(1)
@@ -140,12 +140,12 @@ def search_window(keys, k, first, bits, layers, device, all_reduce):
 def within(offset, bits, spare):
     """(offsets, mask of those that are below 2^bits and not negative), or on a CPU few more than these alone.
 
-    spare: a tensor like `offset`, which is overwritten. On a CPU a choice by single booleans would cost more than all
-    else here, so eight are looked at together.
+    offset: of one dimension; spare: like it, and overwritten. On a CPU a choice by single booleans would cost more than
+    all else here, so eight are looked at together.
     """
     outside = torch.bitwise_right_shift(offset, bits, out=spare)
     if offset.device.type == "cpu" and offset.numel() % 8 == 0:
-        eights = outside.to(torch.bool).view(-1).view(torch.int64)
+        eights = outside.to(torch.bool).view(torch.int64)
         offset = offset.view(-1, 8).index_select(0, (eights != ALL_OUTSIDE).nonzero().squeeze(1))
         outside = offset >> bits
     return offset, outside == 0
