@@ -1,6 +1,10 @@
 """A learning rate that grows as the weights thin out."""
 
+from collections.abc import Iterable
 from typing import Any
+
+import torch
+import torch.nn as nn
 
 from pruning.pruner import Pruner
 from pruning.stepping import unwrapped
@@ -28,15 +32,7 @@ class DensityLR:
             raise ValueError(f"most={most}: expected a factor of at least 1")
         self.pruner, self.most = pruner, most
         optimizer = unwrapped(optimizer)
-        own = {id(layer.parameter) for layer in pruner.layers}
-        self.groups: list[int] = []  # places in param_groups: load_state_dict makes new groups
-        for place, group in enumerate(list(optimizer.param_groups)):
-            mine = [p for p in group["params"] if id(p) in own]
-            if mine and len(mine) < len(group["params"]):
-                group["params"] = [p for p in group["params"] if id(p) not in own]
-                optimizer.add_param_group({**group, "params": mine})
-                place = len(optimizer.param_groups) - 1
-            self.groups += [place] if mine else []
+        self.groups = own_groups(optimizer, [layer.parameter for layer in pruner.layers])
         self.rates: list[tuple[Any, Any]] = []  # of these groups, without the factor and with it, while a step goes on
         optimizer.register_step_pre_hook(self.before)
         optimizer.register_step_post_hook(self.after)
@@ -59,3 +55,17 @@ class DensityLR:
             if optimizer.param_groups[place]["lr"] is raised:  # else somebody has set it meanwhile
                 optimizer.param_groups[place]["lr"] = rate
         self.rates = []
+
+
+def own_groups(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> list[int]:
+    """Have no param group hold some of `parameters` beside others, which stay where they are: the places of the groups
+    that hold them, in param_groups, since `optimizer.load_state_dict` makes new groups."""
+    own, places = {id(parameter) for parameter in parameters}, []
+    for place, group in enumerate(list(optimizer.param_groups)):
+        mine = [p for p in group["params"] if id(p) in own]
+        if mine and len(mine) < len(group["params"]):
+            group["params"] = [p for p in group["params"] if id(p) not in own]
+            optimizer.add_param_group({**group, "params": mine})
+            place = len(optimizer.param_groups) - 1
+        places += [place] if mine else []
+    return places

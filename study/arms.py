@@ -8,6 +8,7 @@ What it must remember, it keeps in the optimizer's state or in the pruner, so th
 import torch
 
 from pruning import Pruner
+from pruning.density_lr import own_groups
 from pruning.layers import find_layers
 from pruning.regrow import Regrow
 from pruning.schedule import SCHEDULES, sparsity_at
@@ -35,28 +36,18 @@ def straight_through(model, optimizer, pruner, config):
 
 def density_lr(model, optimizer, pruner, config, power=0.5, most=2.0):
     """The learning rate of prunable matrices times min(most, density ** -power), after SMET and Sparse µP."""
-    split_group(optimizer, {id(layer.parameter) for layer in pruner.layers})
+    (place,) = own_groups(optimizer, [layer.parameter for layer in pruner.layers])
 
     def before(*hook):
-        optimizer.param_groups[-1]["lr"] *= min(most, (1 - pruner.sparsity) ** -power)
+        optimizer.param_groups[place]["lr"] *= min(most, (1 - pruner.sparsity) ** -power)
 
     optimizer.register_step_pre_hook(before)
     return pruner
 
 
-def split_group(optimizer, own):
-    """Give the parameters of the first group whose ids are in `own` a group of their own, the last."""
-    group = optimizer.param_groups[0]
-    mine = [p for p in group["params"] if id(p) in own]
-    group["params"] = [p for p in group["params"] if id(p) not in own]
-    optimizer.add_param_group({name: value for name, value in group.items() if name != "params"} | {"params": mine})
-
-
 def scheduled_lr(model, optimizer, pruner, config, target=0.9, power=1.0, most=4.0):
     """density_lr for a dense run: the rates that its matrices would have on the way to the sparsity `target`."""
-    layers = find_layers(model)
-    own = {id(layer.parameter) for layer in layers}
-    split_group(optimizer, own)
+    (place,) = own_groups(optimizer, [layer.parameter for layer in find_layers(model)])
     begin, end, interval = config.prune_begin, config.prune_end, config.prune_interval
     ramp = [
         (at, sparsity_at(at, SCHEDULES[config.schedule], target, begin - interval, end)) for at in range(begin, end)
@@ -66,7 +57,7 @@ def scheduled_lr(model, optimizer, pruner, config, target=0.9, power=1.0, most=4
     def before(*hook):
         taken = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
         density = 1 - max((sparsity for at, sparsity in ramp if at <= taken), default=0.0)
-        optimizer.param_groups[-1]["lr"] *= min(most, density**-power)
+        optimizer.param_groups[place]["lr"] *= min(most, density**-power)
 
     optimizer.register_step_pre_hook(before)
     return pruner
