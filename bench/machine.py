@@ -20,7 +20,9 @@ def facts(device):
     """{"machine": the class that bounds the speed, "device", "threads", "torch", "python", "commit", ...}."""
     found = {
         "machine": kind(device),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{processor()}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -55,10 +57,12 @@ def kind(device):
 
 
 def processor():
-    """Name and number of cores of this CPU."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    """This CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def heading(found):

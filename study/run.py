@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import train_gpt2
-from bench.machine import git
+from bench.machine import git, processor
 from gpt2 import checkpoint, parallel
 from gpt2.data import TrainingBatches, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
@@ -175,15 +175,6 @@ def circumstances(config):
             "threads": torch.get_num_threads(),
         },
     }
-
-
-def processor():
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def compare(plan, arm, seed, result, args):
