@@ -1,0 +1,109 @@
+"""Steps of several training loops, timed in turn, each loop in a process of its own.
+
+In turn, so that the machine's moods meet all alike; apart, so that what one loop asks of the allocator, the threads or
+torch helps no other. A process is only started where the one before it stands ready: compiling disturbs nobody.
+"""
+
+import multiprocessing
+import statistics
+import time
+import traceback
+
+import torch
+from tqdm import tqdm
+
+from bench.machine import peak_memory
+
+WARMUP = 2  # steps that do not count: they allocate and compile
+
+
+class Loop:
+    """A process that holds what `make(*arguments)` returns: a step, from (inputs, targets) to the loss."""
+
+    def __init__(self, make, arguments):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.answer()
+
+    def step(self, batch):
+        """(seconds, loss, the process's peak of memory in bytes) of a step on `batch`, (seed, vocabulary, shape)."""
+        self.pipe.send(batch)
+        return self.answer()
+
+    def answer(self):
+        try:
+            found = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError(f"a loop's process ended: {self.process}") from None
+        if isinstance(found, str):
+            raise RuntimeError(f"a loop failed:\n{found}")
+        return found
+
+    def close(self):
+        self.process.terminate()
+        self.process.join()
+
+
+def serve(pipe, make, arguments):
+    """What a Loop's process does."""
+    try:
+        step = make(*arguments)
+        pipe.send(True)
+        while True:
+            pipe.send(timed(step, *draw(*pipe.recv())))
+    except Exception:
+        pipe.send(traceback.format_exc())
+
+
+def draw(seed, vocab_size, shape):
+    """(inputs, targets) of random tokens, int64 of `shape`."""
+    tokens = torch.randint(vocab_size, (shape[0], shape[1] + 1), generator=torch.Generator().manual_seed(seed))
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def timed(step, inputs, targets):
+    begin = time.perf_counter()
+    loss = step(inputs, targets).item()  # waits for the device
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+    return seconds, loss, peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def in_turn(makers, vocab_size, shape, rounds, deadline=float("inf")):
+    """{name: {"seconds": [of each counted step], "loss": of the last, "memory": peak in bytes}}.
+
+    makers: {name: (function, arguments)}, as Loop takes them. Fewer rounds where they would end after `deadline`, in
+    seconds of time.monotonic, but one at least.
+    """
+    loops = {name: Loop(make, arguments) for name, (make, arguments) in makers.items()}
+    taken = {name: [] for name in loops}
+    try:
+        for number in tqdm(range(WARMUP + rounds), desc=f"vocabulary {vocab_size:,}", leave=False):
+            begun = time.monotonic()
+            for name, loop in loops.items():
+                taken[name].append(loop.step((number, vocab_size, shape)))
+            if number >= WARMUP and 2 * time.monotonic() - begun > deadline:
+                break
+    finally:
+        for loop in loops.values():
+            loop.close()
+    return {name: summary(rows) for name, rows in taken.items()}
+
+
+def summary(rows):
+    seconds, losses, peaks = zip(*rows)
+    return {"seconds": seconds[WARMUP:], "loss": losses[-1], "memory": max(peaks)}
+
+
+def spread(seconds):
+    """(slowest - fastest) / median."""
+    return (max(seconds) - min(seconds)) / statistics.median(seconds)
+
+
+def ratio(ours, theirs):
+    """How many times as fast `ours` is: the median over the rounds of their seconds over ours."""
+    return statistics.median(b / a for a, b in zip(ours, theirs))
