@@ -1,7 +1,9 @@
 // What a training step on a CPU spends most of its time on beside matrix products: GELU and causal attention, forward
-// and backward. Compiled on first use by gpt2/native.py; threads are those of torch's own OpenMP.
+// and backward, and the cross entropy of large vocabularies. Compiled on first use by gpt2/native.py; threads are those
+// of torch's own OpenMP.
 //
-// Vectors are GCC's, 32 bytes wide, so the same source serves AVX2, AVX-512 and NEON, float and double.
+// Vectors are GCC's, 32 bytes wide, so the same source serves AVX2, AVX-512 and NEON. Tensors of S are read and written,
+// float, double or bfloat16; what is computed is of T = Wide<S>, float for the last.
 
 #include <algorithm>
 #include <cmath>
@@ -16,21 +18,52 @@ template <> struct Lanes<float> { typedef float type __attribute__((vector_size(
 template <> struct Lanes<double> { typedef double type __attribute__((vector_size(32), aligned(8))); };
 template <typename T> using Vector = typename Lanes<T>::type;
 typedef int32_t Integers __attribute__((vector_size(32)));
+typedef uint32_t Bits __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(16), aligned(2)));
 
-template <typename T> constexpr int64_t LANES = 32 / sizeof(T);
+struct bfloat16 {  // the higher half of a float's bits
+    uint16_t bits;
+};
+template <typename S> struct Compute { typedef S type; };
+template <> struct Compute<bfloat16> { typedef float type; };
+template <typename S> using Wide = typename Compute<S>::type;
+
+template <typename S> constexpr int64_t LANES = 32 / sizeof(Wide<S>);
 template <typename T> static INLINE Vector<T> load(const T *p) { return *(const Vector<T> *)p; }
 template <typename T> static INLINE void store(T *p, Vector<T> v) { *(Vector<T> *)p = v; }
+static INLINE Vector<float> load(const bfloat16 *p) {
+    return (Vector<float>)(__builtin_convertvector(*(const Halves *)p, Bits) << 16);
+}
+static INLINE void store(bfloat16 *p, Vector<float> v) {  // rounded to even
+    Bits all = (Bits)v, rounded = (all + 0x7fff + (all >> 16 & 1)) >> 16;
+    *(Halves *)p = __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0, Halves);
+}
 template <typename T> static INLINE Vector<T> spread(T x) { return x - Vector<T>{}; }  // 0 + x would be computed: -0
 // As many of the `n` numbers from p on as a vector holds; the rest are zeros.
-template <typename T> static INLINE Vector<T> load_some(const T *p, int64_t n) {
-    if (n >= LANES<T>) return load(p);
-    Vector<T> v{};
-    std::memcpy(&v, p, n * sizeof(T));
-    return v;
+template <typename S> static INLINE Vector<Wide<S>> load_some(const S *p, int64_t n) {
+    if (n >= LANES<S>) return load(p);
+    S some[LANES<S>]{};
+    std::memcpy(some, p, n * sizeof(S));
+    return load(some);
 }
-template <typename T> static INLINE void store_some(T *p, Vector<T> v, int64_t n) {
-    if (n >= LANES<T>) return store(p, v);
-    std::memcpy(p, &v, n * sizeof(T));
+template <typename S> static INLINE void store_some(S *p, Vector<Wide<S>> v, int64_t n) {
+    if (n >= LANES<S>) return store(p, v);
+    S some[LANES<S>];
+    store(some, v);
+    std::memcpy(p, some, n * sizeof(S));
+}
+template <typename From, typename To> static INLINE void convert(const From *from, To *to, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES<To>) store_some(to + i, load_some(from + i, n - i), n - i);
+}
+template <typename T> static INLINE T sum_of(Vector<T> v) {
+    T sum = 0;
+    for (int l = 0; l < LANES<T>; l++) sum += v[l];
+    return sum;
+}
+template <typename T> static INLINE T highest_of(Vector<T> v) {
+    T highest = v[0];
+    for (int l = 1; l < LANES<T>; l++) highest = std::max(highest, v[l]);
+    return highest;
 }
 static INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -59,7 +92,8 @@ static INLINE Vector<double> exp_of(Vector<double> x) {
 // ---- GELU ----
 
 // y = x sigmoid(2c (x + a x^3)), which is GELU's tanh form, and slope = dy/dx; slope may be null.
-template <typename T> static void gelu(const T *x, T *y, T *slope, int64_t n) {
+template <typename S> static void gelu(const S *x, S *y, S *slope, int64_t n) {
+    using T = Wide<S>;
     const T c = 2 * 0.7978845608028654, a = 0.044715;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i += LANES<T>) {
@@ -70,10 +104,45 @@ template <typename T> static void gelu(const T *x, T *y, T *slope, int64_t n) {
     }
 }
 
+// ---- cross entropy ----
+
+// losses of rows of logits, which lie `stride` apart, and in the logits' place the gradient of their sum weighted by
+// `shares`: (softmax - 1 at the target) * share.
+template <typename S>
+static void cross_entropy(S *logits, const int64_t *targets, const Wide<S> *shares, Wide<S> *losses, int64_t stride,
+                          int64_t rows, int64_t columns) {
+    using T = Wide<S>;
+#pragma omp parallel
+    {
+        int64_t end = up(columns, LANES<T>);
+        std::vector<T> memory(end);
+        T *x = memory.data();
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            S *place = logits + row * stride;
+            convert(place, x, columns);
+            std::fill(x + columns, x + end, -INFINITY);
+            Vector<T> top = load(x), total{};
+            for (int64_t j = LANES<T>; j < end; j += LANES<T>) top = load(x + j) > top ? load(x + j) : top;
+            T highest = highest_of<T>(top), of_target = x[targets[row]];
+            for (int64_t j = 0; j < end; j += LANES<T>) {
+                Vector<T> e = exp_of(load(x + j) - highest);
+                total += e;
+                store(x + j, e);
+            }
+            T sum = sum_of<T>(total), share = shares[row];
+            losses[row] = std::log(sum) + highest - of_target;
+            T own = (x[targets[row]] / sum - 1) * share;
+            for (int64_t j = 0; j < columns; j += LANES<T>) store_some(place + j, load(x + j) * (share / sum), columns - j);
+            convert(&own, place + targets[row], 1);
+        }
+    }
+}
+
 // ---- matrix products, small ones that stay in the cache ----
 
 // The right-hand matrix lies in panels of PANEL columns, row after row in each.
-template <typename T> constexpr int64_t PANEL = 2 * LANES<T>;
+template <typename S> constexpr int64_t PANEL = 2 * LANES<S>;
 constexpr int64_t ROWS = 6;  // of a tile: with two vectors each, 12 sums in registers
 
 // A left-hand matrix: element (i, k) is at[i * row + k * column].
@@ -116,33 +185,35 @@ static INLINE void product(Left<T> a, const T *b, int64_t panel, T *c, int64_t l
 constexpr int64_t BLOCK = 4 * ROWS;  // queries at a time: their scores of all keys before them stay in the cache
 
 // A [time, width] matrix whose rows lie `stride` apart. Reading it asks for the next head's too, which lies beside.
-template <typename T> struct Rows {
-    const T *at;
+template <typename S> struct Rows {
+    const S *at;
     int64_t stride, time, width;
-    const T *row(int64_t t) const {
+    const S *row(int64_t t) const {
         __builtin_prefetch(at + t * stride + width);
         return at + t * stride;
     }
 };
 
-template <typename T> static void copy(Rows<T> from, T *to, int64_t stride) {
-    for (int64_t t = 0; t < from.time; t++) std::memcpy(to + t * stride, from.row(t), from.width * sizeof(T));
+template <typename S> static void copy(Rows<S> from, Wide<S> *to, int64_t stride) {
+    for (int64_t t = 0; t < from.time; t++) convert(from.row(t), to + t * stride, from.width);
 }
 
-template <typename T> static void to_panels(Rows<T> from, T *to, int64_t panel) {
+template <typename S> static void to_panels(Rows<S> from, Wide<S> *to, int64_t panel) {
     for (int64_t t = 0; t < from.time; t++) {
-        const T *row = from.row(t);
-        for (int64_t d = 0; d < from.width; d += PANEL<T>)
-            std::memcpy(to + d / PANEL<T> * panel + t * PANEL<T>, row + d,
-                        std::min(PANEL<T>, from.width - d) * sizeof(T));
+        const S *row = from.row(t);
+        for (int64_t d = 0; d < from.width; d += PANEL<S>)
+            convert(row + d, to + d / PANEL<S> * panel + t * PANEL<S>, std::min(PANEL<S>, from.width - d));
     }
 }
 
-template <typename T> static void transposed_to_panels(Rows<T> from, T *to) {
+template <typename S> static void transposed_to_panels(Rows<S> from, Wide<S> *to) {
     for (int64_t t = 0; t < from.time; t++) {
-        const T *row = from.row(t);
-        T *column = to + t / PANEL<T> * PANEL<T> * from.width + t % PANEL<T>;
-        for (int64_t d = 0; d < from.width; d++) column[d * PANEL<T>] = row[d];
+        const S *row = from.row(t);
+        Wide<S> *column = to + t / PANEL<S> * PANEL<S> * from.width + t % PANEL<S>;
+        for (int64_t d = 0; d < from.width; d += LANES<S>) {
+            Vector<Wide<S>> some = load_some(row + d, from.width - d);
+            for (int64_t l = 0; l < std::min(LANES<S>, from.width - d); l++) column[(d + l) * PANEL<S>] = some[l];
+        }
     }
 }
 
@@ -158,7 +229,7 @@ template <typename T> struct Shape {
     int64_t offset(int64_t head, int parts, int part) const {
         return head / heads * time * stride(parts) + (part * heads + head % heads) * width;
     }
-    Rows<T> of(const T *tensor, int64_t head, int parts = 1, int part = 0) const {
+    template <typename S> Rows<S> of(const S *tensor, int64_t head, int parts = 1, int part = 0) const {
         return {tensor + offset(head, parts, part), stride(parts), time, width};
     }
 };
@@ -178,21 +249,19 @@ template <typename T> static INLINE T exponentials(T *scores, int64_t live, int6
         Vector<T> x = load(scores + j);
         top = x > top ? x : top;
     }
-    *highest = top[0];
-    for (int l = 1; l < LANES<T>; l++) *highest = std::max(*highest, top[l]);
+    *highest = highest_of<T>(top);
     for (int64_t j = 0; j < end; j += LANES<T>) {
         Vector<T> e = exp_of((load(scores + j) - *highest) * scale);
         total += e;
         store(scores + j, e);
     }
     std::fill(scores + live, scores + end, T(0));
-    T sum = 0;
-    for (int l = 0; l < LANES<T>; l++) sum += total[l];
-    return sum;
+    return sum_of<T>(total);
 }
 
 // y = softmax(q k^T / sqrt(width)) v over the keys up to each query; lse: the logarithm of each softmax's divisor.
-template <typename T> static void attention(const T *qkv, T *y, T *lse, Shape<T> s) {
+template <typename S> static void attention(const S *qkv, S *y, Wide<S> *lse, Shape<Wide<S>> s) {
+    using T = Wide<S>;
     const T scale = 1 / std::sqrt((T)s.width);
 #pragma omp parallel
     {
@@ -215,9 +284,11 @@ template <typename T> static void attention(const T *qkv, T *y, T *lse, Shape<T>
                     lse[head * s.time + begin + i] = highest * scale + std::log(sums[i]);
                 }
                 product<T, false>({scores, s.ld, 1}, v, s.panel, out, s.columns, BLOCK, s.columns, end);
-                for (int64_t i = 0; i < rows; i++)
-                    for (int64_t d = 0; d < s.width; d++)
-                        y[s.offset(head, 1, 0) + (begin + i) * s.stride(1) + d] = out[i * s.columns + d] / sums[i];
+                for (int64_t i = 0; i < rows; i++) {
+                    S *row = y + s.offset(head, 1, 0) + (begin + i) * s.stride(1);
+                    for (int64_t d = 0; d < s.width; d += LANES<T>)
+                        store_some(row + d, load(out + i * s.columns + d) / sums[i], s.width - d);
+                }
             }
         }
     }
@@ -225,8 +296,10 @@ template <typename T> static void attention(const T *qkv, T *y, T *lse, Shape<T>
 
 // The gradient of qkv where `grad` is that of y: the softmax is computed again from lse (Dao et al. 2022,
 // "FlashAttention", arXiv:2205.14135, algorithm 4).
-template <typename T>
-static void attention_backward(const T *qkv, const T *y, const T *lse, const T *grad, T *grad_qkv, Shape<T> s) {
+template <typename S>
+static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, const S *grad, S *grad_qkv,
+                               Shape<Wide<S>> s) {
+    using T = Wide<S>;
     const T scale = 1 / std::sqrt((T)s.width);
 #pragma omp parallel
     {
@@ -246,18 +319,22 @@ static void attention_backward(const T *qkv, const T *y, const T *lse, const T *
             copy(s.of(grad, head), g, s.columns);
             to_panels(s.of(grad, head), g_panels, s.panel);
             std::fill(grad_k, grad_k + 2 * s.size, T(0));
-            Rows<T> its_y = s.of(y, head);
+            Rows<S> its_y = s.of(y, head);
             for (int64_t begin = 0; begin < s.time; begin += BLOCK) {
                 int64_t until = begin + BLOCK, end = up(until, PANEL<T>), ld = s.ld, rows = s.columns;
                 product<T, false>({q + begin * rows, rows, 1}, k_t, PANEL<T> * s.width, weights, ld, BLOCK, end, s.width);
                 product<T, false>({g + begin * rows, rows, 1}, v_t, PANEL<T> * s.width, grad_scores, ld, BLOCK, end,
                                   s.width);
                 for (int64_t i = 0, t = begin; i < BLOCK; i++, t++) {
-                    T *weight = weights + i * ld, *slope = grad_scores + i * ld, mean = 0;
+                    T *weight = weights + i * ld, *slope = grad_scores + i * ld;
                     int64_t live = t < s.time ? t + 1 : 0;
                     if (live) {
-                        const T *of_y = its_y.row(t), of_sum = lse[head * s.time + t];
-                        for (int64_t d = 0; d < s.width; d++) mean += g[t * rows + d] * of_y[d];
+                        const S *of_y = its_y.row(t);
+                        const T of_sum = lse[head * s.time + t];
+                        Vector<T> products{};
+                        for (int64_t d = 0; d < s.width; d += LANES<T>)
+                            products += load(g + t * rows + d) * load_some(of_y + d, s.width - d);
+                        const T mean = sum_of<T>(products);
                         for (int64_t j = 0; j < live; j += LANES<T>) {
                             Vector<T> w = exp_of(load(weight + j) * scale - of_sum);
                             store(weight + j, w);
@@ -273,25 +350,30 @@ static void attention_backward(const T *qkv, const T *y, const T *lse, const T *
             }
             for (int part = 0; part < 3; part++)
                 for (int64_t t = 0; t < s.time; t++)
-                    std::memcpy(grad_qkv + s.offset(head, 3, part) + t * s.stride(3),
-                                grads + part * s.size + t * s.columns, s.width * sizeof(T));
+                    convert(grads + part * s.size + t * s.columns,
+                            grad_qkv + s.offset(head, 3, part) + t * s.stride(3), s.width);
         }
     }
 }
 
 // ---- what Python calls ----
 
-#define EXPORT(T)                                                                                                     \
-    void gelu_##T(const T *x, T *y, T *slope, int64_t n) { gelu(x, y, slope, n); }                                    \
-    void attention_##T(const T *qkv, T *y, T *lse, int64_t batch, int64_t time, int64_t heads, int64_t width) {       \
-        attention(qkv, y, lse, Shape<T>{batch, time, heads, width});                                                  \
+#define EXPORT(S)                                                                                                     \
+    void gelu_##S(const S *x, S *y, S *slope, int64_t n) { gelu(x, y, slope, n); }                                    \
+    void cross_entropy_##S(S *logits, const int64_t *targets, const Wide<S> *shares, Wide<S> *losses, int64_t stride, \
+                           int64_t rows, int64_t columns) {                                                           \
+        cross_entropy(logits, targets, shares, losses, stride, rows, columns);                                        \
     }                                                                                                                 \
-    void attention_backward_##T(const T *qkv, const T *y, const T *lse, const T *grad, T *grad_qkv, int64_t batch,    \
-                                int64_t time, int64_t heads, int64_t width) {                                         \
-        attention_backward(qkv, y, lse, grad, grad_qkv, Shape<T>{batch, time, heads, width});                         \
+    void attention_##S(const S *qkv, S *y, Wide<S> *lse, int64_t batch, int64_t time, int64_t heads, int64_t width) { \
+        attention(qkv, y, lse, Shape<Wide<S>>{batch, time, heads, width});                                            \
+    }                                                                                                                 \
+    void attention_backward_##S(const S *qkv, const S *y, const Wide<S> *lse, const S *grad, S *grad_qkv,             \
+                                int64_t batch, int64_t time, int64_t heads, int64_t width) {                          \
+        attention_backward(qkv, y, lse, grad, grad_qkv, Shape<Wide<S>>{batch, time, heads, width});                   \
     }
 
 extern "C" {
 EXPORT(float)
 EXPORT(double)
+EXPORT(bfloat16)
 }

@@ -1,11 +1,12 @@
-"""GELU and causal attention of a training step on a CPU, by kernels of this project (kernels.cpp).
+"""GELU, causal attention and cross entropy of a training step on a CPU, by kernels of this project (kernels.cpp).
 
 torch's tanh GELU computes a tanh in each direction. Here one pass, x * sigmoid(2c(x + ax³)), leaves GELU's slope too,
 so that the gradient is one product. Attention reads q, k and v where the projection left them and writes their gradient
-in one piece, so nothing is split, transposed or joined; what it multiplies stays in the cache.
+in one piece, so nothing is split, transposed or joined; what it multiplies stays in the cache. Cross entropy goes over
+each row of logits once, in the cache too. bfloat16 is computed in float32, and rounded where it is stored.
 
-Where there is no compiler, on other devices, in bfloat16, and under torch.compile, which fuses by itself, torch's own
-operations are used.
+Where there is no compiler, on other devices, and under torch.compile, which fuses by itself, torch's own operations are
+used.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from gpt2.native import compiled, pointer
 
-C_TYPES = {torch.float32: "float", torch.float64: "double"}
+C_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
 
 
 @functools.cache
@@ -64,7 +65,7 @@ class Attention(torch.autograd.Function):
     def forward(ctx, qkv, heads):
         batch, time, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
         qkv, ctx.sizes = qkv.contiguous(), (batch, time, heads, width // heads)
-        y, lse = qkv.new_empty(batch, time, width), qkv.new_empty(batch, heads, time)
+        y, lse = qkv.new_empty(batch, time, width), qkv.new_empty(batch, heads, time, dtype=wide(qkv.dtype))
         call("attention", (qkv, y, lse), *ctx.sizes)
         ctx.save_for_backward(qkv, y, lse)
         return y
@@ -76,6 +77,23 @@ class Attention(torch.autograd.Function):
         grad_qkv = torch.empty_like(qkv)
         call("attention_backward", (qkv, y, lse, grad.contiguous(), grad_qkv), *ctx.sizes)
         return grad_qkv, None
+
+
+def cross_entropy_(logits, targets, shares):
+    """The losses of rows of logits, [rows, 1], whose gradient then stands in the place of the logits: that of the sum
+    of the losses times `shares`.
+
+    logits: [rows, columns], rows may lie apart; targets: int64 [rows, 1], each a column; shares: [rows, 1]. Losses and
+    shares are float32, with float64 logits float64. Only where `usable`.
+    """
+    losses = torch.empty(len(logits), 1, dtype=wide(logits.dtype))
+    call("cross_entropy", (logits, targets, shares, losses), logits.stride(0), *logits.shape)
+    return losses
+
+
+def wide(dtype):
+    """The dtype in which a kernel computes what is stored in `dtype`."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def call(name, tensors, *sizes):

@@ -2,8 +2,8 @@
 
 With 50,257 tokens the logits of a batch are the largest tensor of training by far, and cross entropy reads and writes
 them about ten times. Here the gradients are made in the forward pass, while a block of rows is at hand (Hsu et al.
-2024, "Liger Kernel", arXiv:2410.10989): one buffer serves every block, and what is kept for the backward pass has the
-size of the inputs.
+2024, "Liger Kernel", arXiv:2410.10989), in the place of its logits: one buffer serves every block, and what is kept for
+the backward pass has the size of the inputs.
 
 torch 2.13's F.linear_cross_entropy does the same; here it took 10 to 20 % longer at its best options, three times as
 long at its defaults (AVX2, float32), and older versions lack it.
@@ -11,6 +11,8 @@ long at its defaults (AVX2, float32), and older versions lack it.
 
 import torch
 import torch.nn.functional as F
+
+from gpt2 import kernels
 
 ROWS = 1024  # a block of float32 logits is 206 MB with GPT-2's vocabulary; half of it takes 5 % longer on AVX2
 LARGE_VOCABULARY = 8192  # below it, the logits are small beside the rest of the model
@@ -37,6 +39,7 @@ def linear_cross_entropy(x, weight, targets, rows=ROWS):
             return LinearCrossEntropy.apply(x, weight, targets, dtype, rows)
         x, weight, total = x.to(dtype), weight.to(dtype), 0
         for part, logits in blocks(x, weight, rows):
+            logits = logits.to(torch.promote_types(dtype, torch.float32))
             total = total + F.cross_entropy(logits, targets[part], ignore_index=IGNORED, reduction="sum")
         return total / (targets != IGNORED).sum()
 
@@ -45,26 +48,18 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, dtype, rows):
         low_x, low_weight = x.to(dtype), weight.to(dtype)
-        counts = (targets != IGNORED).unsqueeze(1)
+        counts, targets = (targets != IGNORED).unsqueeze(1), in_bounds(targets, len(weight)).unsqueeze(1)
         number = counts.sum()
-        of_mean = counts / number.clamp(min=1)  # each row's share of the mean
         wide = torch.promote_types(dtype, torch.float32)
+        shares = (counts / number.clamp(min=1)).to(wide)  # of each row in the mean
         losses = torch.empty(len(x), 1, dtype=wide, device=x.device)
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros(weight.shape, dtype=wide, device=x.device)
+        cross_entropy_ = kernels.cross_entropy_ if kernels.usable(low_x) else plain_cross_entropy_
         for part, logits in blocks(low_x, low_weight, rows):
-            target = targets[part, None].clamp(min=0)
-            highest = logits.amax(1, keepdim=True)
-            of_target = logits.gather(1, target) - highest
-            exps = logits.sub_(highest).exp_()
-            sums = exps.sum(1, keepdim=True)
-            losses[part] = sums.log() - of_target
-            # The gradient of the logits is (softmax - 1 at the target) / number: here times `sums`, which the narrow
-            # factors make up for, so that the block is not passed over once more.
-            grad = exps.scatter_(1, target, of_target.exp() - sums).to(dtype)
-            factor = of_mean[part] / sums
-            grad_x[part] = torch.mm(grad, low_weight) * factor
-            add_product(grad_weight, grad.t(), (low_x[part] * factor).to(dtype))
+            losses[part] = cross_entropy_(logits, targets[part], shares[part])
+            grad_x[part] = torch.mm(logits, low_weight)
+            add_product(grad_weight, logits.t(), low_x[part])
         ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
         return (losses * counts).sum() / number
 
@@ -76,7 +71,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def blocks(x, weight, rows):
-    """(slice of rows, their logits in float32 or wider), block by block, in a buffer that the next block overwrites.
+    """(slice of rows, their logits), block by block, in a buffer that the next block overwrites.
 
     Rows of the buffer begin at multiples of 64 elements: with odd ones, this product takes 1.4 times as long on AVX2.
     """
@@ -84,8 +79,26 @@ def blocks(x, weight, rows):
     buffer = torch.empty(min(rows, len(x)), vocabulary + -vocabulary % 64, dtype=x.dtype, device=x.device)
     for begin in range(0, len(x), rows):
         part = slice(begin, min(begin + rows, len(x)))
-        logits = torch.mm(x[part], weight.t(), out=buffer[: part.stop - begin, :vocabulary])
-        yield part, logits.to(torch.promote_types(x.dtype, torch.float32))
+        yield part, torch.mm(x[part], weight.t(), out=buffer[: part.stop - begin, :vocabulary])
+
+
+def in_bounds(targets, vocabulary):
+    """`targets` with 0 for those that do not count. IndexError where one is no token; on a GPU an assertion there."""
+    if targets.device.type == "cpu" and targets.numel() and not IGNORED <= targets.min() <= targets.max() < vocabulary:
+        raise IndexError(f"a target is not in [0, {vocabulary}), nor {IGNORED}")
+    return targets.clamp(min=0)
+
+
+def plain_cross_entropy_(logits, targets, shares):
+    """kernels.cross_entropy_, by torch's own operations."""
+    wide = logits.to(shares.dtype)
+    highest = wide.amax(1, keepdim=True)
+    of_target = wide.gather(1, targets) - highest
+    exps = wide.sub_(highest).exp_()
+    sums = exps.sum(1, keepdim=True)
+    exps.scatter_(1, targets, of_target.exp() - sums)  # (softmax - 1 at the target), times sums
+    logits.copy_(exps.mul_(shares / sums))
+    return sums.log() - of_target
 
 
 def add_product(total, a, b):

@@ -126,8 +126,10 @@ def compute_dtype(dtype, device):
 
 
 def cpu_has_bf16():
+    """Whether this CPU multiplies bfloat16 matrices, and is not held back to less by ATEN_CPU_CAPABILITY."""
     capable = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in capable)
+    held_back = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return not held_back and any(getattr(torch.cpu, name, lambda: False)() for name in capable)
 
 
 def autocast(device, dtype):

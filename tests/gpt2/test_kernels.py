@@ -59,6 +59,58 @@ def test_gelu_and_its_gradient_are_torchs(size, dtype):
 
 
 @compiler
+@pytest.mark.parametrize("sizes", [(2, 1, 1, 1), (1, 5, 3, 7), (2, 24, 2, 16), (3, 25, 2, 33), (1, 130, 3, 64)])
+def test_attention_in_bfloat16_is_the_exact_one_rounded(sizes):
+    batch, time, heads, width = sizes
+    torch.manual_seed(time)
+    qkv = torch.randn(batch, time, 3 * heads * width, dtype=torch.bfloat16, requires_grad=True)
+    grad = torch.randn(batch, time, heads * width, dtype=torch.bfloat16)
+    found = with_gradient(lambda x: Attention.apply(x, heads), qkv, grad)
+    wide = qkv.detach().double().requires_grad_()
+    expected = with_gradient(lambda x: attention_of_torch(x, heads), wide, grad.double())
+    for one, other, rounding in zip(found, expected, (2**-8, 2**-7), strict=True):  # backward, y is rounded already
+        assert one.dtype == torch.bfloat16 and (one - other).norm() <= rounding * other.norm()
+
+
+@compiler
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 1003])
+def test_gelu_in_bfloat16_is_as_near_to_the_exact_one_as_torchs(size):
+    torch.manual_seed(size)
+    x = (3 * torch.randn(size)).bfloat16().requires_grad_()
+    grad = torch.randn(size, dtype=torch.bfloat16)
+    wide = x.detach().double().requires_grad_()
+    exact = with_gradient(lambda x: F.gelu(x, approximate="tanh"), wide, grad.double())
+    theirs = with_gradient(lambda x: F.gelu(x, approximate="tanh"), x, grad)
+    for found, rival, expected, slack in zip(with_gradient(gelu, x, grad), theirs, exact, (1.01, 1.6), strict=True):
+        assert found.dtype == torch.bfloat16  # the slope is rounded, and then the gradient
+        assert (found - expected).norm() <= slack * (rival - expected).norm() + 2**-9 * expected.norm() * (size < 10)
+
+
+@compiler
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16])
+@pytest.mark.parametrize("rows, columns", [(1, 1), (5, 7), (3, 64), (9, 1003)])
+def test_cross_entropy_and_its_gradient_are_torchs(rows, columns, dtype):
+    torch.manual_seed(columns)
+    wide = kernels.wide(dtype)
+    logits = 5 * torch.randn(rows, columns + 3).to(dtype)[:, :columns]
+    targets, shares = torch.randint(columns, (rows, 1)), torch.rand(rows, 1, dtype=wide)
+    exact = logits.to(wide).requires_grad_()
+    losses = F.cross_entropy(exact, targets.flatten(), reduction="none").unsqueeze(1)
+    (gradient,) = torch.autograd.grad((losses * shares).sum(), exact)
+    assert torch.allclose(kernels.cross_entropy_(logits, targets, shares), losses, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(logits.to(wide), gradient, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+
+
+@compiler
+def test_cross_entropy_of_extreme_logits_and_of_what_is_not_a_number():
+    logits = torch.tensor([[1e30, -1e30, 0.0], [-200.0, 0.0, -300.0], [math.nan, 0.0, 0.0], [0.0, 0.0, math.nan]])
+    targets = torch.tensor([[0], [0], [1], [1]])
+    losses = kernels.cross_entropy_(logits, targets, torch.ones(4, 1))
+    assert losses[:2].flatten().tolist() == [0.0, 200.0] and losses[2:].isnan().all()
+    assert logits[:2].tolist() == [[0.0, 0.0, 0.0], [-1.0, 1.0, 0.0]] and logits[2:].isnan().any(1).all()
+
+
+@compiler
 def test_gradcheck_in_float64():
     x = torch.randn(2, 27, 18, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(gelu, x[0, :5]) and torch.autograd.gradcheck(lambda x: Attention.apply(x, 2), x)
@@ -142,8 +194,10 @@ def test_the_kernels_are_used_where_they_can_be(monkeypatch):
         model(idx)
     assert called == ["attention", "gelu"] * 3
     called.clear()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(idx)[0].isfinite().all()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(idx)
+    assert called == ["attention", "gelu"] * 3
+    called.clear()
     torch.compile(model, backend="eager")(idx)
     assert called == []
 

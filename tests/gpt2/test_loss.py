@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt2 import kernels
 from gpt2 import loss as loss_module
 from gpt2.loss import linear_cross_entropy
 from gpt2.model import GPT, GPTConfig
@@ -26,6 +27,14 @@ def results(function, x, weight, targets, *options):
     return [loss.detach(), *torch.autograd.grad(3 * loss, (x, weight))]
 
 
+@pytest.fixture(params=["kernels", "no kernels"])
+def ways(request, monkeypatch):
+    """With this project's kernels, where they can be compiled, and without."""
+    if request.param == "no kernels":
+        monkeypatch.setattr(kernels, "library", lambda: None)
+
+
+@pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("vocabulary", [1, 64, 101])
 @pytest.mark.parametrize("size, block", [(1, 8), (8, 8), (37, 8), (37, 64)])
 def test_loss_and_gradients_are_the_plain_ones(vocabulary, size, block):
@@ -36,6 +45,7 @@ def test_loss_and_gradients_are_the_plain_ones(vocabulary, size, block):
         assert torch.allclose(linear_cross_entropy(*inputs, block), plain(*inputs), rtol=1e-6)
 
 
+@pytest.mark.usefixtures("ways")
 def test_extreme_logits_neither_overflow_nor_lose_the_loss():
     x, weight, targets = problem()
     with torch.no_grad():
@@ -46,11 +56,13 @@ def test_extreme_logits_neither_overflow_nor_lose_the_loss():
     )
 
 
+@pytest.mark.usefixtures("ways")
 def test_gradcheck_in_float64():
     x, weight, targets = problem(7, 3, 5, torch.float64)
     assert torch.autograd.gradcheck(lambda x, weight: linear_cross_entropy(x, weight, targets, 3), (x, weight))
 
 
+@pytest.mark.usefixtures("ways")
 def test_bfloat16_is_as_near_to_float32_as_the_plain_way_in_bfloat16():
     inputs = problem(64, 32, 1000)
     exact = results(plain, *inputs)
@@ -61,10 +73,20 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_way_in_bfloat16():
         assert (found - expected).norm() <= 1.2 * (rival - expected).norm() + 1e-6
 
 
+@pytest.mark.usefixtures("ways")
 def test_no_target_at_all():
     x, weight, _ = problem()
     loss, *gradients = results(linear_cross_entropy, x, weight, torch.full((37,), -1), 8)
     assert loss.isnan() and all((g == 0).all() for g in gradients)
+
+
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize("wrong", [-2, 101])
+def test_a_target_that_is_no_token_is_an_error(wrong):
+    x, weight, targets = problem()
+    targets[5] = wrong
+    with pytest.raises(IndexError, match=r"not in \[0, 101\)"):
+        linear_cross_entropy(x, weight, targets, 8)
 
 
 @pytest.fixture
