@@ -101,7 +101,7 @@ def run(config, change, stops, writer):
 
     # `model` owns the parameters, `compiled` is how it evaluates, `fast` how it trains.
     model = make_model(config)
-    compiling = parallel.should_compile(config.compile, world.device, config.vocab_size)
+    compiling = parallel.should_compile(config.compile, world.device)
     compiled, fast = place(model, config, world, dtype, compiling)
     exact = config.deterministic or world.device.type == "cpu" and not compiling  # the same gradients, to the bit
     optimizer = make_optimizer(model, config)

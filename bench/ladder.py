@@ -2,8 +2,8 @@
 
 Every rung is the one below with one thing switched on. All rungs train a GPT of the same size (6 layers, 256 wide,
 context 256, no bias: nanoGPT's default) on the same random tokens, each in a process of its own, a step of each in
-turn; the first steps, which allocate and compile, are not counted. Memory is the peak of a rung's process, on CUDA of
-its allocator. --nanogpt adds a rung with the model.py of a checkout, and its recipe for this device.
+turn (bench/turns.py); the first ones, which allocate and compile, are not counted. Memory is the peak of a rung's
+process, on CUDA of its allocator. --nanogpt adds a rung with the model.py of a checkout, run as its README says.
 
 Writes results/speed/MACHINE.json (commit, versions, machine, every time) and results/speed.md, a table for each machine
 measured so far. What the file holds of the same commit, machine and batch is not measured again: with --minutes a call
@@ -22,7 +22,7 @@ import torch
 
 from bench.loops import SIZE, device, nanogpt, ours
 from bench.machine import RESULTS, facts, heading, path_of, write
-from bench.turns import WARMUP, in_turn, ratio, spread
+from bench.turns import in_turn, ratio, spread
 from gpt2 import kernels, parallel
 
 PLAIN = dict(fused=False, wait=True, logits=True, keep=False, own_kernels=False, dtype="float32", compile=False)
@@ -99,18 +99,18 @@ def page(runs):
         "",
         "Written by `python -m bench.ladder` from results/speed/*.json. Each row has one thing more than the row",
         "above; `gain` is against that row, of the rows with pruning against the unpruned loop. Medians of steps",
-        f"taken in turn, each loop in a process of its own, the first {WARMUP} of each not counted; a ratio is the",
-        "median of the rounds' ratios, spread is (slowest - fastest) / median, memory the peak of the row's process. 6",
-        "layers, 256 wide, context 256, random tokens; `loss` is that of the last step, of the same batches in each",
-        "row: all compute the same, but for the pruned ones. nanoGPT: its own model.py and optimizer, run as its",
-        "README says for the device. A row that the loop then does not choose there is a negative result, and stays.",
+        "taken in turn, each loop in a process of its own, after steps that do not count; a ratio is the median of",
+        "the rounds' ratios, spread is (slowest - fastest) / median, memory the peak of the row's process. 6 layers,",
+        "256 wide, context 256, random tokens; `loss` is that of the last step, of the same batches in each row: all",
+        "compute the same, but for the pruned ones. nanoGPT: its own model.py and optimizer, run as its README says for",
+        "the device. A row that the loop then does not choose there is a negative result, and stays.",
     ]
     for one in runs:
         lines += ["", f"## {one['machine']}", "", heading(one) + "."]
         for vocab_size, table in one["tables"].items():
             steps = len(next(iter(table["rows"].values()))["seconds"])
             lines += ["", f"### {int(vocab_size):,} tokens, batch {table['batch_size']}, {one['machine']}", ""]
-            lines += [f"{steps} steps of each count, and {WARMUP} before them.", ""]
+            lines += [f"{steps} steps of each count.", ""]
             lines += table_of(table["batch_size"], table["rows"])
     return "\n".join(lines) + "\n"
 

@@ -42,7 +42,7 @@ def ours(
     config = Config(vocab_size=vocab_size, bias=False, **SIZE)
     model = GPT(GPTConfig(vocab_size=vocab_size, bias=False, **SIZE)).to(here)
     dtype = parallel.compute_dtype(dtype, here)
-    fast = torch.compile(model) if parallel.should_compile(compile, here, vocab_size) else model
+    fast = torch.compile(model) if parallel.should_compile(compile, here) else model
     optimizer = make_optimizer(model, config)
     for group in optimizer.param_groups:
         group["fused"] = fused

@@ -36,7 +36,7 @@ class Run:
     def __init__(self, config):
         self.config, self.world = config, parallel.start(config.device)
         self.dtype = parallel.compute_dtype(config.dtype, self.world.device)
-        compiling = parallel.should_compile(config.compile, self.world.device, config.vocab_size)
+        compiling = parallel.should_compile(config.compile, self.world.device)
         self.how = f"{self.world.device.type} {str(self.dtype)[6:]}{', compiled' if compiling else ''}"
         self.exact = self.world.device.type == "cpu" and not compiling
         self.model = make_model(config)

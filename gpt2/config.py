@@ -148,8 +148,7 @@ class Config:
     )
     compile: bool | str = option(
         "auto",
-        "torch.compile; auto: on CUDA, and on a CPU with bfloat16 when the vocabulary is large; where it fails, "
-        "training goes on without, but for require",
+        "torch.compile; auto: on CUDA; where it fails, training goes on without, but for require",
         choices=("auto", True, False, "require"),
     )
     parallel: str = option(

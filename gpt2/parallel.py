@@ -137,14 +137,12 @@ def autocast(device, dtype):
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def should_compile(compile, device, vocab_size):
-    """compile=auto: on CUDA always; on a CPU with bfloat16 where the logits dominate, since the matrix products of a
-    small vocabulary are as fast without (in float32, gpt2/kernels.py and gpt2/loss.py do what compiling would); and
-    never without a compiler."""
+def should_compile(compile, device):
+    """compile=auto: on CUDA, where there is a compiler. On a CPU gpt2/kernels.py and gpt2/loss.py gain as much."""
     if compile == "auto":
         if device.type == "cuda" and not has_compiler(device):
             warn(f"{NO_COMPILER}: running without it, slower and in two to three times the memory")
-        return has_compiler(device) and (device.type == "cuda" or cpu_has_bf16() and vocab_size >= 8192)
+        return device.type == "cuda" and has_compiler(device)
     if compile and device.type in ("cpu", "cuda") and not has_compiler(device):
         raise UserError(f"{NO_COMPILER}: leave it away")
     return compile

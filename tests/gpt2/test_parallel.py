@@ -72,6 +72,13 @@ def test_emulated_bfloat16_is_not_chosen(monkeypatch):
     assert parallel.compute_dtype("auto", torch.device("cuda")) == torch.float32
 
 
+@pytest.mark.parametrize("capability, native", [("AVX2", False), ("AVX512", True)])
+def test_a_processor_held_back_to_plainer_instructions_has_no_bfloat16(monkeypatch, capability, native):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert parallel.compute_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+
+
 @pytest.mark.parametrize("missing", ["triton", "compiler", "headers"])
 def test_on_a_gpu_without_what_triton_needs_auto_says_so_and_does_not_compile(monkeypatch, capsys, missing):
     device = torch.device("cuda")
@@ -79,17 +86,14 @@ def test_on_a_gpu_without_what_triton_needs_auto_says_so_and_does_not_compile(mo
     monkeypatch.setattr(shutil, "which", lambda name: None if missing == "compiler" else f"/usr/bin/{name}")
     monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere" if missing == "headers" else "/there")
     monkeypatch.setattr(parallel.os.path, "exists", lambda path: path.startswith("/there"))
-    assert parallel.should_compile("auto", device, 50257) is False
+    assert parallel.should_compile("auto", device) is False
     assert "slower" in capsys.readouterr().err
     with pytest.raises(UserError, match="Triton.*leave it away"):
-        parallel.should_compile(True, device, 50257)
+        parallel.should_compile(True, device)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_auto_compiles_on_a_cpu_only_with_bf16_and_a_large_vocabulary(monkeypatch, bf16):
+def test_auto_does_not_compile_on_a_cpu(monkeypatch):
     monkeypatch.setattr(parallel, "has_compiler", lambda device: True)
-    monkeypatch.setattr(parallel, "cpu_has_bf16", lambda: bf16)
     cpu = torch.device("cpu")
-    assert parallel.should_compile("auto", cpu, 65) is False
-    assert parallel.should_compile("auto", cpu, 50257) is bf16
-    assert parallel.should_compile(True, cpu, 65) is True
+    assert parallel.should_compile("auto", cpu) is False
+    assert parallel.should_compile(True, cpu) is True
