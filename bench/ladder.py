@@ -102,8 +102,8 @@ def page(runs):
         "taken in turn, each loop in a process of its own, after steps that do not count; a ratio is the median of",
         "the rounds' ratios, spread is (slowest - fastest) / median, memory the peak of the row's process. 6 layers,",
         "256 wide, context 256, random tokens; `loss` is that of the last step, of the same batches in each row: all",
-        "compute the same, but for the pruned ones. nanoGPT: its own model.py and optimizer, run as its README says for",
-        "the device. A row that the loop then does not choose there is a negative result, and stays.",
+        "compute the same, but for the pruned ones. nanoGPT: its own model.py and optimizer, run as its README says",
+        "for the device. A row that the loop then does not choose there is a negative result, and stays.",
     ]
     for one in runs:
         lines += ["", f"## {one['machine']}", "", heading(one) + "."]
