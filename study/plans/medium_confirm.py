@@ -1,7 +1,11 @@
-"""The candidates of small_recipe at nine times the parameters: the arms and pairs of small_confirm.py."""
+"""The recipe that small_confirm confirmed, at nine times the parameters, against magnitude and dense at its schedule."""
 
-from study.plans.small_confirm import arms, pairs  # noqa: F401
+from study.plans.small_confirm import arms as all_arms
+from study.plans.small_confirm import pairs as all_pairs
 from study.scales import MEDIUM, MEDIUM_TEXT
 
-title = "Candidates on fresh seeds, 4.1 M parameters"
+title = "The recipe on fresh seeds, 4.1 M parameters"
 text, base, seeds = MEDIUM_TEXT, MEDIUM, (200, 201, 202, 203, 204)
+
+arms = {name: all_arms[name] for name in ("held-magnitude-90", "held-quarter-density_lr-90", "held-dense")}
+pairs = [pair for pair in all_pairs if set(pair) <= set(arms)]

@@ -42,7 +42,8 @@ def work(rank, ports, folder, data_dir, options):
     with world_of(rank, 3, next(ports)) as member:
         if member:
             with changed(gpt2.model, "chunking_pays", lambda vocab_size, device: True):
-                run("whole-fsdp-3", "fsdp")
+                for kind in KINDS:
+                    run(f"blocks-{kind}-3", kind)
     for size in SIZES:
         with world_of(rank, size, next(ports)) as member:
             if member and size == 1:

@@ -64,8 +64,9 @@ def check_same(run, reference):
             assert ((weight == 0) == (others[name] == 0)).all(), name
 
 
-def test_sharded_over_three_ranks_that_divide_nothing_it_trains_as_one_process(runs):
-    check_same(runs / "whole-fsdp-3", runs / "whole")
+@pytest.mark.parametrize("kind", KINDS)
+def test_over_three_ranks_that_divide_nothing_and_with_the_loss_by_blocks_it_trains_as_one_process(kind, runs):
+    check_same(runs / f"blocks-{kind}-3", runs / "whole")
 
 
 def test_blocks_computed_again_change_nothing(runs):
