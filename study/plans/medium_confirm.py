@@ -1,4 +1,4 @@
-"""The recipe that small_confirm confirmed, at nine times the parameters, against magnitude and dense at its schedule."""
+"""The recipe that small_confirm confirmed, at nine times the parameters: beside magnitude and dense at its rates."""
 
 from study.plans.small_confirm import arms as all_arms
 from study.plans.small_confirm import pairs as all_pairs
