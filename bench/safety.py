@@ -4,19 +4,19 @@ For each shape, in one process, updates with and without the guard against wrong
 drift of the machine meets both alike; then a look for silent faults and a checkpoint are timed: what the loop waits for
 it, and by how much it slows the steps that are taken while it is written. A step is one micro-batch here, the smallest
 a run can have, so that every share is an upper bound for runs that accumulate gradients. Shares are of the time between
-two such events at the intervals of the config.
+two such events at the intervals of the config. Writes results/safety/MACHINE.json and prints the tables.
 """
 
 import argparse
 import dataclasses
 import os
-import platform
 import statistics
 import tempfile
 import time
 
 import torch
 
+from bench.machine import RESULTS, facts, heading, path_of, write
 from gpt2 import parallel, silent
 from gpt2.config import load_config
 from gpt2.guard import Guard, weight_of
@@ -160,16 +160,16 @@ def main():
     )
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=10, help="steps that count")
+    parser.add_argument("--to", default=RESULTS, help="folder of safety/")
     args = parser.parse_args()
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {torch.get_num_threads()} threads",
-        flush=True,
-    )
+    found = facts(parallel.start().device) | {"load": os.getloadavg()[0], "shapes": {}}
+    print(heading(found), flush=True)
     for name in args.shapes:
         config = load_config(SHAPES[name], {})
         config = dataclasses.replace(config, vocab_size=65 if name == "quickstart" else 50257)
-        print(report(name, measure(config, args.rounds)), flush=True)
+        found["shapes"][name] = measure(config, args.rounds)
+        print(report(name, found["shapes"][name]), flush=True)
+    write(path_of(found, "safety", args.to), found)
 
 
 if __name__ == "__main__":

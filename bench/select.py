@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -26,7 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 from tqdm import tqdm
 
-from bench.machine import RESULTS, facts, heading, path_of, write
+from bench.machine import RESULTS, facts, heading, path_of, peak_memory, write
 from pruning import Pruner
 from pruning.choice import lowest
 from pruning.criteria import bitter7
@@ -90,18 +89,16 @@ def measure(way, layers, width, device):
     """(seconds, bytes of extra memory) of one update on fresh tensors."""
     gc.collect()
     model, optimizer = synthetic(layers, width, device)
-    if device == "cuda":
+    on_gpu = device == "cuda"
+    if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = torch.cuda.memory_allocated() if on_gpu else peak_memory(torch.device(device))
     begin = time.perf_counter()
     WAYS[way](model, optimizer)
-    if device == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
-        return time.perf_counter() - begin, torch.cuda.max_memory_allocated() - before
-    return time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return time.perf_counter() - begin, peak_memory(torch.device(device)) - before
 
 
 def measured(way, layers, width, device):
