@@ -48,7 +48,7 @@ study-smoke: .venv/ready-for-tests
 	rm -rf $(SMOKE)
 	-timeout --signal=KILL 20 $(BIN)/python -m study.run smoke --jobs 2 --results $(SMOKE)/results --work $(SMOKE)
 	$(BIN)/python -m study.run smoke --jobs 2 --results $(SMOKE)/results --work $(SMOKE)
-	$(BIN)/python -m study.report --results $(SMOKE)/results --document $(SMOKE)/none.md
+	$(BIN)/python -m study.report --results $(SMOKE)/results --documents
 	cat $(SMOKE)/results/report/smoke_pairs.md
 
 lint: .venv/ready-for-tests

@@ -111,6 +111,33 @@ CLAIMS = (
             ("with density_lr too", "held-quarter-density_lr-90", "held-magnitude-density_lr-90"),
         )
     ),
+    *(
+        Claim(f"at nine times the size: {text}", by, "medium", ours, theirs)
+        for text, by, ours, theirs in (
+            (
+                "bitter7 under AdamW ends below magnitude under AdamWSPAM at 50 %",
+                "source",
+                "bitter7-adamw-50",
+                "magnitude-adamwspam-50",
+            ),
+            ("so it is under AdamW alone", "source", "bitter7-adamw-50", "magnitude-adamw-50"),
+            ("so is magnitude under AdamW", "this project", "magnitude-adamw-50", "magnitude-adamwspam-50"),
+            ("bitter7 beats magnitude at 90 %", "this project", "bitter7-adamw-90", "magnitude-adamw-90"),
+            (
+                "variance_quarter beats magnitude at 90 %",
+                "this project",
+                "variance_quarter-adamw-90",
+                "magnitude-adamw-90",
+            ),
+        )
+    ),
+    *(
+        Claim(f"at nine times the size: the recipe ends below {text}, at 90 %", "this project", "medium_confirm", *pair)
+        for text, *pair in (
+            ("magnitude with its schedule", "held-quarter-density_lr-90", "held-magnitude-90"),
+            ("the dense model with it", "held-quarter-density_lr-90", "held-dense"),
+        )
+    ),
     Claim("magnitude beats random (planted)", "everybody", "small", "magnitude-adamw-90", "random-adamw-90"),
     Claim(
         "magnitude by two names is one (A/A)",

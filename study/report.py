@@ -24,7 +24,7 @@ from study.run import read_results
 from study.statistics import compare, holm
 
 SOURCE = Path(__file__).parents[1] / RESULTS / "source" / "validation.csv"
-DOCUMENT = Path("docs/study.md")
+DOCUMENTS = [Path("docs/study.md"), Path("README.md")]
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.S)
 CAPTIONS = {
     "differences": "fair comparison: differences in perplexity that were planned, with their 95 % intervals",
@@ -35,8 +35,34 @@ CAPTIONS = {
     "eps": "v against the eps of 1e-8",
     "averages": "a gradient and its averages",
 }
-OPEN = "The main question is open: fewer than two seeds are done."
+OPEN = "The main question is open: fewer than three seeds are done."
 LEAST = 3  # seeds below which nothing is concluded
+HEADLINE = (  # what is said, which plan of a scale says it, by which pair
+    (
+        "50 %: bitter7 under AdamW, against magnitude under AdamWSPAM",
+        "",
+        ("bitter7-adamw-50", "magnitude-adamwspam-50"),
+    ),
+    ("50 %: the optimizer alone, under magnitude", "", ("magnitude-adamw-50", "magnitude-adamwspam-50")),
+    ("50 %: the criterion alone, under AdamW", "", ("bitter7-adamw-50", "magnitude-adamw-50")),
+    ("90 %, AdamW: bitter7, against magnitude", "", ("bitter7-adamw-90", "magnitude-adamw-90")),
+    ("90 %, AdamW: \\|w\\|·v^¼, against magnitude", "", ("variance_quarter-adamw-90", "magnitude-adamw-90")),
+    (
+        "90 %: the recipe, against magnitude at its schedule",
+        "_confirm",
+        ("held-quarter-density_lr-90", "held-magnitude-90"),
+    ),
+    (
+        "90 %: the recipe, against the dense model at its schedule",
+        "_confirm",
+        ("held-quarter-density_lr-90", "held-dense"),
+    ),
+    (
+        "dense, at the recipe's rates of the matrices, against without",
+        "_confirm",
+        ("held-dense-same_rates", "held-dense"),
+    ),
+)
 
 
 def load_study(results, files=None):
@@ -278,57 +304,36 @@ def percent(difference):
 
 
 def headline(study):
-    """How much of the difference between the source's two systems is optimizer, how much criterion; then, 90 %."""
-    plan, results = next(((plan, found) for plan, found in study if plan.name == "small"), (None, None))
-    if plan is None:
-        return OPEN
-    ours, spam, between = "bitter7-adamw-50", "magnitude-adamwspam-50", "magnitude-adamw-50"
-    whole, optimizer, criterion = ((ours, spam), (between, spam), (ours, between))
-    n = min(part(plan, results, *pair)[0].n for pair in (whole, optimizer, criterion))
-    if n < 2:
-        return OPEN
-    said = lambda pair: change_of_perplexity(plan, *part(plan, results, *pair))
-    against_magnitude = {
-        name: (f"{criterion}-adamw-90", "magnitude-adamw-90")
-        for criterion, name in (("bitter7", "bitter7"), ("variance_quarter", "|w|·v^¼"))
+    """What each scale says to the main question and of the recipe, a column a scale."""
+    plans = {plan.name: (plan, results) for plan, results in study}
+    cells = {
+        scale: [answer(plans.get(scale + kind), pair) for _, kind, pair in HEADLINE] for scale in ("small", "medium")
     }
-    at_90 = [f"{name} {said(p)}" for name, p in against_magnitude.items() if part(plan, results, *p)[0].n >= LEAST]
-    return (
-        f"At 50 % sparsity, on the same tokens, schedule and evaluation "
-        f"({next(iter(results.values()))['parameters']:,} parameters, {n} seeds), the perplexity of bitter7 under "
-        f"AdamW, as of GPT-2 tokens, differs from that of magnitude under AdamWSPAM by {said(whole)}. "
-        f"The optimizer alone makes {said(optimizer)}; the criterion alone {said(criterion)}. "
-        "The 15.6 % of the source's documents compare both at once. "
-        + (f"At 90 %, all under AdamW, against magnitude: {'; '.join(at_90)}. " if at_90 else "")
-        + f"Shown is what holds after correction for the plan's {len(plan.pairs)} comparisons."
-    )
+    scales = [scale for scale, answers in cells.items() if answers[0]]
+    if not scales:
+        return OPEN
+    sizes = [f"{next(iter(plans[scale][1].values()))['parameters'] / 1e6:.2f} M parameters" for scale in scales]
+    lines = [f"| perplexity | {' | '.join(sizes)} |", "|---" * (1 + len(scales)) + "|"]
+    for row, (label, _, _) in enumerate(HEADLINE):
+        lines.append(f"| {label} | {' | '.join(cells[scale][row] or 'not run' for scale in scales)} |")
+    return "\n".join(lines)
 
 
-def recipe(study):
-    """One sentence: what the recipe that the tuning found is worth on fresh seeds."""
-    plan, results = next(((plan, found) for plan, found in study if plan.name == "small_confirm"), (None, None))
-    best, magnitude, dense = "held-quarter-density_lr-90", "held-magnitude-90", "held-dense"
-    pairs = ((best, magnitude), (best, dense), ("held-dense-same_rates", dense))
-    if plan is None or min(part(plan, results, *pair)[0].n for pair in pairs) < LEAST:
-        return "No recipe is confirmed yet."
-    of_magnitude, of_dense, dense_too = (change_of_perplexity(plan, *part(plan, results, *pair)) for pair in pairs)
-    return (
-        "With the learning rate held until the ramp ends, then falling in a straight line to zero, in all arms: at 90 "
-        f"% |w|·v^¼ with density_lr=4 ({part(plan, results, *pairs[0])[0].n} fresh seeds) against magnitude "
-        f"{of_magnitude}, against the dense model {of_dense}. The dense model at those rates, against itself without: "
-        f"{dense_too}. After correction for {len(plan.pairs)} comparisons."
-    )
-
-
-def change_of_perplexity(plan, c, verdict):
-    """The difference of loss as one of perplexity, of GPT-2's tokens, with its interval, and whether it is shown."""
-    mean, low, high = (percent(plan.text.characters_per_token * x) for x in (c.mean, c.low, c.high))
-    return f"{mean} % (95 %: {low} to {high}; {'shown' if verdict in ('lower', 'higher') else 'not shown'})"
+def answer(found, pair):
+    """The change of perplexity, its interval, the seeds, and whether it is shown; nothing with too few seeds."""
+    if found is None or not set(pair) <= set(found[0].arms):
+        return ""
+    c, said = part(*found, *pair)
+    if c.n < LEAST:
+        return ""
+    mean, low, high = (percent(found[0].text.characters_per_token * x) for x in (c.mean, c.low, c.high))
+    shown = "" if said in ("lower", "higher") else ", not shown"
+    return f"{mean} % ({low} to {high}; {c.n} seeds){shown}"
 
 
 def blocks(study, out):
     """name -> text of each generated part of docs/study.md; out: the folder of the figures."""
-    made = {"headline": headline(study), "recipe": recipe(study), "ledger": ledger(study), "cost": cost(study)}
+    made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
     made |= {"source": source_table(SOURCE), "early_gaps": early_gaps(study, SOURCE)}
     made |= {"states": states(out.parent / "states.json"), "figures": pictures(out)}
     for plan, results in study:
@@ -351,14 +356,14 @@ def fill(document, made):
     made = {**pending, **made}
     unknown = [name for _, name, _ in BLOCK.findall(document) if name not in made]
     if unknown:
-        raise UserError(f"{DOCUMENT}: nothing generates {', '.join(unknown)}; there are {', '.join(sorted(made))}")
+        raise UserError(f"nothing generates {', '.join(unknown)}; there are {', '.join(sorted(made))}")
     return BLOCK.sub(lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}", document)
 
 
 def main(arguments):
     parser = Parser(prog="study.report", description=__doc__.partition(":")[0])
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
-    parser.add_argument("--document", default=str(DOCUMENT), help="whose generated parts are filled")
+    parser.add_argument("--documents", nargs="*", type=Path, default=DOCUMENTS, help="whose generated parts are filled")
     with one_line_errors(parser.prog, OSError, leave=sys.exit):
         args = parser.parse_args(arguments)
         study = load_study(args.results)
@@ -370,9 +375,8 @@ def main(arguments):
         made = blocks(study, out)
         for name, text in made.items():
             write_atomically(out / f"{name}.md", (text + "\n").encode())
-        if Path(args.document).exists():
-            document = Path(args.document).read_text()
-            write_atomically(args.document, fill(document, made).encode())
+        for path in filter(Path.exists, args.documents):
+            write_atomically(path, fill(path.read_text(), made).encode())
         print(f"{len(made)} tables and {len(drawn)} figures in {out}\n{made['headline']}")
 
 

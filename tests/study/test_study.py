@@ -187,7 +187,7 @@ def test_a_run_given_out_as_another_seed_is_refused(results, plan):
 def report_of(folder, results, plan_file, monkeypatch):
     """The bytes of every table and the names of the figures that `python -m study.report` makes."""
     monkeypatch.setattr(report, "plan_files", lambda: [plan_file])
-    report.main(["--results", str(results), "--document", str(folder / "none.md")])
+    report.main(["--results", str(results), "--documents"])
     out = results / "report"
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -287,5 +287,6 @@ def test_the_committed_report_is_what_the_committed_results_give():
     made = report.blocks(study, ROOT / "results" / "study" / "report")
     for name, text in made.items():
         assert (ROOT / "results" / "study" / "report" / f"{name}.md").read_text() == text + "\n", name
-    document = (ROOT / "docs" / "study.md").read_text()
-    assert report.fill(document, made) == document
+    for path in report.DOCUMENTS:
+        document = (ROOT / path).read_text()
+        assert report.fill(document, made) == document, path
