@@ -13,6 +13,13 @@ OPTIMIZERS = {  # bytes a parameter of optimizer state, in float32
     "adamwspam": 12,
     "adamwprune": 8,
 }
+STATES = {  # of torch's optimizers but Adam's kin: states of a parameter's size, scalars beside it, options apart
+    "SGD": (0, 0),
+    "RMSprop": (1, 1),
+    "Adagrad": (1, 1),
+    "ASGD": (1, 3),
+    "NAdam": (2, 2),
+}
 METHODS = {  # bytes a prunable parameter, beside weights, gradients and states
     "none": 0,
     "magnitude": 0,
@@ -57,15 +64,13 @@ def measure(model, optimizer, pruner=None, spam=None):
 
 def predict(parameters, optimizer, buffers):
     """The account after the first step of a torch optimizer over `parameters`, on this rank, with `buffers` bytes
-    beside."""
+    beside. Adafactor, and optimizers that are not torch's, are taken for Adam."""
     parameters = list(parameters)
     weights = bytes_of(parameters)
-    copies = {"SGD": 1 if optimizer.defaults.get("momentum") else 0, "RMSprop": 1, "Adagrad": 1}.get(
-        type(optimizer).__name__, 2
-    )
-    copies += bool(optimizer.defaults.get("amsgrad"))
-    counters = 4 * len(parameters) if copies > 1 else 0
-    return with_total(weights=weights, gradients=weights, states=copies * weights + counters, buffers=buffers)
+    copies, scalars = STATES.get(type(optimizer).__name__, (2, 1))
+    copies += sum(bool(optimizer.defaults.get(option)) for option in ("momentum", "centered", "amsgrad"))
+    states = copies * weights + 4 * scalars * len(parameters)
+    return with_total(weights=weights, gradients=weights, states=states, buffers=buffers)
 
 
 def bytes_of(tensors):

@@ -27,6 +27,7 @@ class Regrow(Pruner):
     drop_fraction: share of each layer's live weights that changes place at `begin`; falls to 0 at `end` along a cosine.
     Takes Pruner's other arguments but `pattern`. The update happens in `mask_gradients`, the one moment at which the
     gradients of pruned weights are there: before the optimizer's step, with the states as the step before left them.
+    Where gradients are not finite nothing changes place, and `step` prunes what is due.
     """
 
     def __init__(self, *args: Any, drop_fraction: float = 0.3, **options: Any):
@@ -40,9 +41,10 @@ class Regrow(Pruner):
 
     @torch.no_grad()
     def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
-        """As Pruner.mask_gradients; drops and grows first, when the step under way is due and was not updated yet."""
+        """As Pruner.mask_gradients; drops and grows first, when the step under way is due and was not updated yet.
+        Call it when all gradients of the step are there."""
         step = self.steps + 1
-        if self.due(step) and step != self.updated:
+        if self.due(step) and step != self.updated and self.gradients_are_finite():
             self.updated = step
             self.prune_to(self.scheduled(step))
             ramp = (step - self.begin) / max(1, self.end - self.begin)
@@ -50,13 +52,23 @@ class Regrow(Pruner):
         super().mask_gradients(parameters)
 
     def update(self, step: int) -> None:
-        """Nothing: `mask_gradients` did it before the optimizer's step."""
+        """Prune what is due where `mask_gradients` did not, before the optimizer's step."""
+        if step != self.updated:
+            self.prune_to(self.scheduled(step))
+
+    def gradients_are_finite(self) -> bool:
+        """Whether those of the prunable weights are, on all ranks; waits for the device once."""
+        gradients = [local(layer.parameter.grad) for layer in self.layers if layer.parameter.grad is not None]
+        bad = torch.zeros((), dtype=torch.int64, device=self.scores.device)
+        for gradient in gradients:
+            bad += ~gradient.isfinite().all()
+        return not self.ranks.all_reduce(bad)
 
     def drop_and_grow(self, fraction: float) -> None:
         """Give `fraction` of each layer's live weights another place in it."""
         self.scores.prepare()
         for i, (layer, zeros) in enumerate(zip(self.layers, self.zeros())):
-            moving = min(round(fraction * (layer.size - zeros)), layer.size)
+            moving = round(fraction * (layer.size - zeros)) if zeros else 0  # without zeros there is no other place
             if moving and layer.parameter.grad is not None:
                 self.prune([lowest(self.scores, [i], zeros + moving)])
                 for _, rows, live in places(self.gradients, [lowest(self.gradients, [i], moving)]):

@@ -25,6 +25,7 @@ class StraightThrough(Pruner):
         super().__init__(*args, **options)
         self.dense = [layer.parameter.detach().clone() for layer in self.layers]
         self.live = [torch.ones_like(local(dense), dtype=torch.bool) for dense in self.dense]
+        self.masks_shown = True  # whether the model's weights are the masked ones
         self.mask_as_shown()
 
     def mask_as_shown(self) -> None:
@@ -36,6 +37,8 @@ class StraightThrough(Pruner):
     @torch.no_grad()
     def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Put the dense weights back for the optimizer; the gradients stay as they are."""
+        self.counter.before_step()
+        self.masks_shown = False
         for layer, dense in zip(self.layers, self.dense):
             if layer in self.masked:
                 local(layer.parameter).copy_(local(dense))
@@ -43,19 +46,29 @@ class StraightThrough(Pruner):
     @torch.no_grad()
     def step(self, number: int | None = None) -> bool:
         """Choose the mask anew, among the dense weights, when an update is due, and show the model its masked
-        weights."""
+        weights. RuntimeError where the optimizer has stepped those."""
+        if self.masks_shown and self.masked and (self.steps if number is None else number) > self.seen:
+            raise RuntimeError(
+                "the optimizer has stepped the masked weights instead of the dense ones: call mask_gradients() after "
+                f"backward and before {type(self.scores.optimizer).__name__}.step()"
+            )
         for layer, dense in zip(self.layers, self.dense):
-            local(dense).copy_(local(layer.parameter))
+            if not (self.masks_shown and layer in self.masked):
+                local(dense).copy_(local(layer.parameter))
         due = super().step(number)
         if due:
             self.mask_as_shown()
         for layer, live in zip(self.layers, self.live):
-            if layer in self.masked:
+            if layer in self.masked and not self.masks_shown:
                 zero_dead(local(layer.parameter), live)
+        self.masks_shown = True
         return due
 
     def zero(self, i: int, rows: slice, live: torch.Tensor) -> None:
         zero_dead(local(self.layers[i].parameter)[rows], live)
+
+    def zero_states(self) -> None:
+        """Nothing: the dense weights go on learning."""
 
     def came_back(self, zeros: int | None = None) -> int:
         """None: pruned weights may come back."""
@@ -74,4 +87,5 @@ class StraightThrough(Pruner):
             if name not in state["buffers"]:
                 raise ValueError(f"the saved state lacks {name}: it is not of StraightThrough")
             mine.copy_(state["buffers"][name][layer.row : layer.row + mine.shape[0]])
+        self.masks_shown = True
         self.mask_as_shown()

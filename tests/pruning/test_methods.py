@@ -71,6 +71,83 @@ def test_without_dropping_regrow_is_the_plain_pruner_a_moment_earlier():
     assert all((after[before]).all() for before, after in zip(sets, sets[1:]))
 
 
+def one_gradient(model, value=None):
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    if value is not None:
+        model[2].weight.grad[0, 0] = value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_regrow_moves_nothing_by_gradients_that_are_not_finite(value):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Regrow(model, optimizer, "magnitude", 0.5, "linear", begin=1, end=4)
+    for step in range(1, 5):
+        before = zeros_of(model)
+        one_gradient(model, value if step == 2 else None)
+        pruner.mask_gradients()
+        if step == 2:  # a loop that skips such steps, but counts them
+            assert (zeros_of(model) == before).all()
+        else:
+            optimizer.step()
+        pruner.step(step)
+        assert zeros_of(model).sum() == round(0.125 * step * pruner.prunable)
+        assert zeros_of(model)[before].all() == (step != 3)  # at the first and the last update nothing has to move
+
+
+def test_regrow_without_gradients_of_pruned_weights_prunes_all_the_same():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = Regrow(model, optimizer, "magnitude", 0.5, begin=2, end=2)
+    for _ in range(3):
+        one_gradient(model)
+        optimizer.step()  # without mask_gradients
+        pruner.step()
+    assert pruner.sparsity == 0.5
+
+
+def test_regrow_to_a_sparsity_of_zero_changes_nothing():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    before, pruner = copy.deepcopy(model.state_dict()), Regrow(model, optimizer, "magnitude", 0.0, begin=1, end=9)
+    for _ in range(5):
+        one_gradient(model)
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_straight_through_keeps_its_dense_weights_through_micro_steps(recwarn):
+    """`step` may be called after every micro-step, `mask_gradients` before the optimizer's step alone."""
+    models, dense = [mlp(), mlp()], []
+    for model, micro_steps in zip(models, (1, 20)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        pruner = StraightThrough(model, optimizer, "magnitude", 0.5, begin=2, end=6)
+        for number in range(8):
+            for micro_step in range(1, micro_steps + 1):
+                if micro_step == micro_steps:
+                    torch.manual_seed(number)
+                    one_gradient(model)
+                    pruner.mask_gradients()
+                    optimizer.step()
+                pruner.step()
+        dense.append(pruner.dense)
+    assert all(torch.equal(a, b) and a.all() for a, b in zip(*dense)) and not recwarn.list
+
+
+def test_straight_through_without_mask_gradients_is_noticed():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = StraightThrough(model, optimizer, "magnitude", 0.5, begin=2, end=6)
+    with pytest.raises(RuntimeError, match=r"stepped the masked weights .* before SGD.step\(\)"):
+        for _ in range(4):
+            one_gradient(model)
+            optimizer.step()
+            pruner.step()
+
+
 def test_straight_through_trains_the_dense_weights_on_the_gradients_of_the_masked_ones():
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -142,6 +219,18 @@ def test_the_account_is_what_is_allocated(kind, criterion, per_weight, optimizer
         t for t in vars(pruner).values() for t in (t if isinstance(t, list) else [t]) if torch.is_tensor(t)
     ] + pruner.scores.initial
     assert measured["buffers"] == sum(t.nbytes for t in held)
+
+
+@pytest.mark.parametrize("name", "SGD RMSprop Adagrad Adadelta Adamax Adam AdamW ASGD NAdam RAdam Rprop".split())
+def test_the_account_of_every_optimizer_of_torch(name):
+    model = mlp()
+    options = dict(momentum=0.9, centered=True) if name == "RMSprop" else {}
+    made = getattr(torch.optim, name)(model.parameters(), lr=0.1, **options)
+    pruner = Pruner(model, made)
+    planned = pruner.plan(10)["memory"]
+    one_gradient(model)
+    made.step()
+    assert memory.measure(model, made, pruner) == planned
 
 
 def test_the_sources_figures():
