@@ -8,6 +8,7 @@ import torch
 
 from pruning.scores import NotFiniteError, Scores
 from pruning.select import Threshold, leave_first, search, thresholds
+from pruning.settings import name_of
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ def lowest_of_each(scores: Scores, wanted: Sequence[tuple[Sequence[int], int]]) 
     try:
         return [Lowest(which, k, threshold) for (which, k), threshold in zip(wanted, thresholds(found))]
     except FloatingPointError:
-        name = getattr(scores.criterion, "__name__", repr(scores.criterion))
         layer = scores.layer_with_nan(i for which, _ in wanted for i in which)
-        raise NotFiniteError(f"{layer}: the criterion {name} gave NaN; nothing was pruned") from None
+        raise NotFiniteError(
+            f"{layer}: the criterion {name_of(scores.criterion)} gave NaN; nothing was pruned"
+        ) from None
 
 
 def lowest_of_all(scores: Scores, total: int, caps: Sequence[int]) -> list[Lowest]:

@@ -49,7 +49,7 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     chosen = asked_for(model, prunable) if prunable else by_default(model)
     layers, first, sideways = [], 0, input_first(model)
     for name, parameter in model.named_parameters():
-        if id(parameter) in chosen:
+        if id(parameter) in chosen and parameter.numel():
             shape = tuple(parameter.shape)
             layers.append(Layer(clean(name), parameter, shape, 0 if id(parameter) in sideways else 1, first))
             first += layers[-1].size
@@ -79,12 +79,13 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 def is_conv1d(module: nn.Module) -> bool:
     """transformers' Conv1D, a Linear whose weight is [in, out]."""
-    return type(module).__name__ == "Conv1D" and isinstance(getattr(module, "weight", None), nn.Parameter)
+    weight = getattr(module, "weight", None) if type(module).__name__ == "Conv1D" else None
+    return isinstance(weight, nn.Parameter) and weight.dim() == 2
 
 
 def by_default(model: nn.Module) -> set[int]:
     """The ids of what the rule covers."""
-    ruled = {id(p) for module in model.modules() for p in matrices(module) if p.requires_grad}
+    ruled = {id(p) for module in model.modules() for p in matrices(module) if p.requires_grad and p.is_floating_point()}
     return ruled - embedded(model)
 
 

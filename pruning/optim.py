@@ -142,15 +142,20 @@ class Spam:
             self.scale(exp_avg=0.0, exp_avg_sq=0.0, max_exp_avg_sq=0.0, step=0.0)
         if self.theta:
             self.clip()
+        self.give_back()  # of a step that was left out, as by a GradScaler
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         for group in self.optimizer.param_groups:
-            group["lr"] *= self.warmup()
+            group["lr"] = group["lr"] * self.warmup()
 
     def after_step(self, *hook):
         """Give the learning rates back as they were; the optimizer calls it at the end of its step."""
+        self.steps += bool(self.rates)  # a step that calls its base class's runs the hooks of both
+        self.give_back()
+
+    def give_back(self):
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate
-        self.steps += 1
+        self.rates = []
 
     def warmup(self):
         """The share of the learning rate that the coming step takes."""

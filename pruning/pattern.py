@@ -10,7 +10,7 @@ from pruning.ranks import Ranks, local
 
 def parse_pattern(text: str) -> tuple[int, int]:
     """(n, m) of "n:m". ValueError for anything else."""
-    n, colon, m = text.partition(":")
+    n, colon, m = str(text).partition(":")
     if not (colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
         raise ValueError(f"pattern={text!r}: expected n:m with 0 < n < m, as in 2:4")
     return int(n), int(m)

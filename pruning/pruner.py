@@ -54,7 +54,8 @@ class Pruner:
     begin, end:       optimizer steps, counted from 1, of the first and the last update
     interval:         steps from one update to the next; update i of n prunes to target_sparsity · schedule(i / n)
     allocation:       a name of pruning/allocation.py, or a function (shapes, sparsity) -> share of each layer
-    max_layer_sparsity: under `global`, no layer is pruned beyond this share (or target_sparsity, where that is higher)
+    max_layer_sparsity: under `global`, no layer is pruned beyond this share (or target_sparsity, where that is higher),
+                      rounded up to whole weights
     pattern:          "n:m": prune only among the n lowest of every m weights along the input dimension
     prunable:         (name, parameter) -> bool, which of the model's parameters, of two dimensions or more; by default
                       the weights of Linear layers, attention and convolutions that train and are not tied to an
@@ -104,6 +105,7 @@ class Pruner:
         self.counter, self.seen = StepCounter(optimizer), 0
         self.masked: list[Layer] = []  # layers whose zeros are kept: all of them from the first update on
         self.claimed = 0  # zeros that are there unless pruned weights came back
+        self.zeros_found = False  # whether zeros were found, not made, of which the optimizer's states may not be zero
         self.threshold: int | None = None
         self.keep_zeros = keep_zeros
         if keep_zeros:
@@ -114,6 +116,7 @@ class Pruner:
         zeros = self.zeros()
         partly = [(layer, count) for layer, count in zip(self.layers, zeros) if 0 < count < layer.size]
         self.masked, self.claimed = [layer for layer, _ in partly], sum(count for _, count in partly)
+        self.zeros_found = bool(partly)
         if self.pattern:
             check_zeros(self.pattern, self.masked, self.ranks)
         if self.target_sparsity and self.claimed > round(self.target_sparsity * self.prunable):
@@ -129,6 +132,8 @@ class Pruner:
         """Set the gradient of every pruned weight to zero, or of those in `parameters` alone. Call it after backward,
         before clipping. Never waits for the device."""
         self.counter.before_step()
+        if self.zeros_found:
+            self.zero_states()
         only = None if parameters is None else {id(parameter) for parameter in parameters}
         for layer in self.masked:
             if layer.parameter.grad is not None and (only is None or id(layer.parameter) in only):
@@ -186,6 +191,8 @@ class Pruner:
             self.scores.prepare()
             self.prune(self.choose(total, sparsity, zeros))
         self.masked, self.claimed = self.layers, max(total, sum(zeros))
+        if total <= sum(zeros):
+            self.zero_states()
 
     def choose(self, total: int, sparsity: float, zeros: Sequence[int]) -> list[Lowest]:
         """The `total` weights that are zero after this update: those `zeros` of each layer, and the lowest."""
@@ -210,16 +217,28 @@ class Pruner:
             self.zero(i, rows, live)
 
     def zero(self, i: int, rows: slice, live: torch.Tensor) -> None:
-        """Set to zero what belongs to the weights of these rows of layer i at which `live` is 0."""
-        for tensor in self.scores.tensors_of(i):
-            zero_dead(tensor[rows], live)
+        """Set to zero the weights of these rows of layer i at which `live` is 0, and what the optimizer keeps of those
+        that are zero then."""
+        weight, *states = (tensor[rows] for tensor in self.scores.tensors_of(i))
+        zero_dead(weight, live)
+        for state in states:
+            zero_where_zero(state, weight)
+
+    def zero_states(self) -> None:
+        """Set to zero what the optimizer keeps of the masked layers' weights that are zero, else they would move."""
+        self.zeros_found = False
+        for i, layer in enumerate(self.layers):
+            if layer in self.masked:
+                weight, *states = self.scores.tensors_of(i)
+                for state in states:
+                    zero_where_zero(state, weight)
 
     # ---- what is zero, counted when it is asked for ----
 
     def zeros(self) -> list[int]:
         """How many weights of each layer are zero. Waits for the device once; a collective where sharded."""
         counts = torch.stack([count_zeros(local(layer.parameter)) for layer in self.layers])
-        return [int(count) for count in (self.ranks.all_reduce(counts) if self.ranks.sharded else counts).tolist()]
+        return (self.ranks.all_reduce(counts) if self.ranks.sharded else counts).tolist()
 
     @property
     def pruned(self) -> int:
@@ -265,7 +284,7 @@ class Pruner:
         pruned = self.pruned
         self.check_none_came_back(pruned)
         masked = [layer.name for layer in self.masked]
-        progress = dict(steps=self.steps, pruned=pruned, masked=masked, threshold=self.threshold)
+        progress = dict(steps=self.steps, pruned=pruned, claimed=self.claimed, masked=masked, threshold=self.threshold)
         buffers = {name: full(tensor) if whole else tensor for name, tensor in self.buffers().items()}
         return self.identity() | progress | dict(target_sparsity=self.target_sparsity, buffers=buffers)
 
@@ -281,9 +300,11 @@ class Pruner:
             if state[name] != ours:
                 raise ValueError(f"the saved state is of {name}={state[name]}, this Pruner has {name}={ours}")
         pruned, wanted = state["pruned"], round(self.target_sparsity * self.prunable)
-        if (zeros := self.pruned) < pruned:
+        zeros = self.zeros()
+        if sum(zeros) < pruned:
             raise ValueError(
-                f"the saved state has {pruned:,} pruned weights, the model only {zeros:,} zeros: load the model first"
+                f"the saved state has {pruned:,} pruned weights, the model only {sum(zeros):,} zeros: load the model "
+                "first"
             )
         if self.target_sparsity != state["target_sparsity"]:
             self.check_reachable(wanted, pruned, state)
@@ -291,7 +312,9 @@ class Pruner:
         self.counter.taken = self.seen = state["steps"]
         names = state.get("masked", [layer.name for layer in self.layers] if pruned else [])
         self.masked = [layer for layer in self.layers if layer.name in names]
-        self.claimed, self.threshold = pruned if self.masked else 0, state["threshold"]
+        kept = sum(count for layer, count in zip(self.layers, zeros) if layer in self.masked)
+        self.claimed, self.threshold = state.get("claimed", kept), state["threshold"]
+        self.zeros_found = False
 
     def check_reachable(self, wanted: int, pruned: int, state: Mapping[str, Any]) -> None:
         """ValueError where the `wanted` zeros cannot be had from `state`, saved with another target."""

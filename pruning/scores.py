@@ -12,12 +12,14 @@ from pruning.criteria import magnitude
 from pruning.layers import Layer
 from pruning.ranks import Ranks, local
 from pruning.select import EXCLUDED, PRUNED, divide, order_key, score_of
+from pruning.settings import name_of
 from pruning.stepping import check_optimizer, group_of
 from pruning.zeros import zero_where_zero
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
 SAMPLED = 2**22  # from so many weights on, a sample of them saves a pass over all
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1")
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)  # no *args, no **options
 STATE_BEHIND = {"mean_exp_avg_sq": "exp_avg_sq"}  # the state from which an argument is computed, where names differ
 
 
@@ -45,7 +47,7 @@ class Scores:
         self.criterion, self.pattern = criterion, pattern
         self.device = local(layers[0].parameter).device
         parameters = inspect.signature(criterion).parameters.items()
-        self.needs = [name for name, given in parameters if given.default is given.empty]
+        self.needs = [name for name, given in parameters if given.default is given.empty and given.kind in NAMED]
         self.states = [STATE_BEHIND.get(name, name) for name in self.needs if name not in NOT_STATES]
         check_optimizer(optimizer, layers, self.states)
         self.check_not_factored()
@@ -68,10 +70,13 @@ class Scores:
             self.means = self.mean_states()
 
     def missing_states(self) -> list[str]:
-        """The states that the criterion needs and the optimizer keeps of no layer."""
-        states = (self.state_of(i).items() for i in range(len(self.layers)))
-        held = {name for items in states for name, value in items if torch.is_tensor(value)}
-        return [state for state in self.states if state not in held]
+        """What the criterion needs of the optimizer, and that keeps for no layer: states, steps or betas."""
+        states = [self.state_of(i) for i in range(len(self.layers))]
+        held = {name for state in states for name, value in state.items() if torch.is_tensor(value) or name == "step"}
+        if all("betas" in group for group in self.optimizer.param_groups):
+            held.add("beta1")
+        wanted = [*self.states, *(name for name in ("step", "beta1") if name in self.needs)]
+        return [name for name in wanted if name not in held]
 
     def check_finite(self) -> None:
         """NotFiniteError, on every rank, that names the layer and tensor in which a value is NaN or infinite.
@@ -111,10 +116,11 @@ class Scores:
 
     def mean_states(self) -> torch.Tensor:
         """Of each layer, the mean of exp_avg_sq over the full tensor; the smallest float instead of zero."""
-        sums = torch.zeros(len(self.layers), dtype=torch.float64, device=self.device)
+        wide = torch.float32 if self.device.type == "mps" else torch.float64  # which MPS lacks
+        sums = torch.zeros(len(self.layers), dtype=wide, device=self.device)
         for i in range(len(self.layers)):
             if "exp_avg_sq" in self.state_of(i):
-                sums[i] = local(self.state_of(i)["exp_avg_sq"]).sum(dtype=torch.float64)
+                sums[i] = local(self.state_of(i)["exp_avg_sq"]).sum(dtype=wide)
         if self.ranks.sharded:
             self.ranks.all_reduce(sums)
         sizes = torch.tensor([layer.size for layer in self.layers], device=self.device)
@@ -153,7 +159,7 @@ class Scores:
     def keys(self, i: int, rows: slice) -> torch.Tensor:
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
         key = order_key(self.score(i, rows)).bitwise_xor_(PRUNED)  # in the order of unsigned integers: 0 comes first
-        zero_where_zero(key.view(torch.float32), self.argument("weight", i, rows))
+        zero_where_zero(key.view(torch.float32), self.zero_where_pruned(i, rows))
         key.bitwise_xor_(PRUNED)
         return self.within_pattern(key, self.layers[i].input_dim, self.pattern) if self.pattern else key
 
@@ -163,7 +169,7 @@ class Scores:
         integer scalar, where `ties_live`."""
         if self.pattern or key in (PRUNED, EXCLUDED):
             return divide(self.keys(i, rows), key, ties_live)
-        return divide(self.score(i, rows), score_of(key), ties_live, self.argument("weight", i, rows))
+        return divide(self.score(i, rows), score_of(key), ties_live, self.zero_where_pruned(i, rows))
 
     def score(self, i: int, rows: slice) -> torch.Tensor:
         """float32 scores of these rows of layer i."""
@@ -178,6 +184,12 @@ class Scores:
                 "expected a score for each"
             )
         return score.float()
+
+    def zero_where_pruned(self, i: int, rows: slice) -> torch.Tensor:
+        """float32, zero where the weights of these rows are, and there alone: a float64 weight that is not may be too
+        small for float32."""
+        weight = local(self.layers[i].parameter)[rows]
+        return weight.ne(0).float() if weight.dtype == torch.float64 else weight.float()
 
     def argument(self, name: str, i: int, rows: slice) -> Any:
         """What the criterion's argument `name` stands for (see criteria.py), on these rows of layer i."""
@@ -235,5 +247,5 @@ class Scores:
         for layer, initial in zip(self.layers, self.initial):
             name, mine = f"{layer.name}.initial_weight", local(initial)
             if name not in tensors:
-                raise ValueError(f"the saved state lacks {name}, which the criterion {self.criterion.__name__} needs")
+                raise ValueError(f"the saved state lacks {name}, which the criterion {name_of(self.criterion)} needs")
             mine.copy_(tensors[name][layer.row : layer.row + mine.shape[0]])

@@ -1,6 +1,7 @@
 """A Pruner's settings: functions by their names, numbers in their ranges."""
 
 import difflib
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from typing import Any
 def lookup(choice: Any, table: Mapping[str, Any], what: str) -> tuple[Any, str]:
     """(function, its name) for a name in `table` or a function of the user's own."""
     if callable(choice):
-        return choice, getattr(choice, "__name__", repr(choice))
+        return choice, name_of(choice)
     if choice not in table:
         close = difflib.get_close_matches(str(choice), table, n=1)
         raise ValueError(
@@ -18,10 +19,20 @@ def lookup(choice: Any, table: Mapping[str, Any], what: str) -> tuple[Any, str]:
     return table[choice], choice
 
 
+def name_of(function: Any) -> str:
+    """What a function is called, the same in every process: of a partial one what it is of, of an object its class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def check_ranges(target_sparsity: float, begin: int, end: int, interval: int, max_layer_sparsity: float) -> None:
     """ValueError for a number out of its range."""
     if not 0 <= target_sparsity < 1:
         raise ValueError(f"target_sparsity={target_sparsity}: expected 0 <= target_sparsity < 1")
+    for name, step in (("begin", begin), ("end", end), ("interval", interval)):
+        if step != step // 1:
+            raise ValueError(f"{name}={step}: expected a whole number of steps")
     if not 1 <= begin <= end:
         raise ValueError(f"begin={begin}, end={end}: expected 1 <= begin <= end")
     if interval < 1:

@@ -9,7 +9,7 @@ import torch
 from pruning.layers import Layer
 
 # Optimizers by the names of their classes and base classes
-MATRIX = {"Muon", "Shampoo", "DistributedShampoo", "SOAP"}  # move a weight without gradient and states
+MIXING = dict.fromkeys(("Muon", "Shampoo", "DistributedShampoo", "SOAP"), "its whole matrix") | {"LBFGS": "all others"}
 FACTORED = {"Adafactor"}  # keep sums of rows and columns instead of a state for each weight
 QUANTISED = ("8bit", "4bit", "Fp8")  # parts of their names: bitsandbytes' and torchao's
 PATIENCE = 10  # calls in a row without a step of the optimizer, between which weights change, before a warning
@@ -92,10 +92,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], s
             "ZeroRedundancyOptimizer keeps each state on one rank only, where the others cannot rank weights by it: "
             "use FSDP2 (fully_shard) to shard states and weights alike, or a plain optimizer under DDP"
         )
-    if kinds & MATRIX:
+    if mixed := kinds & MIXING.keys():
         raise ValueError(
-            f"{name} moves each weight by the gradients of its whole matrix, so pruned weights would not stay zero: "
-            "use an optimizer that works element by element, such as AdamW, for the prunable weights"
+            f"{name} moves each weight by the gradients of {MIXING[mixed.pop()]}, so pruned weights would not stay "
+            "zero: use an optimizer that works element by element, such as AdamW, for the prunable weights"
         )
     if states and kinds & FACTORED:
         raise ValueError(

@@ -37,13 +37,13 @@ def zero_where_zero(tensor: torch.Tensor, weight: torch.Tensor) -> None:
 
 
 def count_zeros(tensor: torch.Tensor) -> torch.Tensor:
-    """How many elements are zero, a float64 scalar on the tensor's device.
+    """How many elements are zero, an int64 scalar on the tensor's device.
 
-    By sums of float32 ones, three times as fast on a CPU as those of booleans.
+    By sums of float32 ones, three times as fast on a CPU as those of booleans; each of so few that it is exact.
     """
     pieces = tensor.detach().flatten().split(EXACT if tensor.device.type == "cpu" else 2**24)
     ones = [torch.eq(piece, 0, out=torch.empty_like(piece, dtype=torch.float32)).sum() for piece in pieces]
-    return torch.stack(ones).sum(dtype=torch.float64)
+    return torch.stack(ones).sum(dtype=torch.int64)
 
 
 @torch.no_grad()

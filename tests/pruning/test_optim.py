@@ -92,6 +92,22 @@ def test_the_periodic_reset_restarts_bias_correction_and_warms_up():
     assert spam.resets == 2
 
 
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)])
+def test_the_rate_is_given_back_where_a_step_is_left_out_too(rate):
+    """As by a GradScaler; and a rate that is a tensor is not changed in place."""
+    weight, optimizer, spam = one_weight(interval=2, warmup_steps=4)
+    optimizer.param_groups[0]["lr"], weight.grad = rate, torch.ones(4)
+    shares = []
+    for number in range(5):
+        spam.before_step(torch.tensor(1.0))
+        shares.append(float(optimizer.param_groups[0]["lr"]) / 0.1)
+        if number != 3:
+            optimizer.step()
+            assert optimizer.param_groups[0]["lr"] is rate and float(rate) == pytest.approx(0.1)
+    warm = [(1 - math.cos(math.pi * k / 4)) / 2 for k in (1, 2, 2)]
+    assert shares == pytest.approx([1, 1, *warm]) and spam.steps == 4
+
+
 def test_without_spikes_adamwspam_is_bitwise_adamwadv():
     models = [mlp(), mlp()]
     run(adamwadv(models[0].parameters(), 1e-2, 40), models[0], (0, 40))

@@ -49,6 +49,27 @@ def test_what_is_frozen_is_left_alone(criterion):
     assert model[1].weight.all() and pruner.sparsity == pytest.approx(0.9, abs=0.01)
 
 
+class Conv1D(nn.Module):
+    """Not transformers', whose weight has two dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 4, 3))
+
+
+@pytest.mark.parametrize("other", [Conv1D, lambda: nn.Linear(8, 8, dtype=torch.complex64)])
+def test_what_only_looks_like_a_linear_is_left_out(other):
+    with pytest.warns(UserWarning, match="left out: 1.weight"):
+        assert [layer.name for layer in find_layers(nn.Sequential(nn.Linear(8, 8), other()))] == ["0.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_without_weights_is_none():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(0, 8, bias=False))
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()))
+    assert pruner.layer_sparsity() == {"0.weight": 0.0} and "64" in pruner.report()
+
+
 @pytest.mark.parametrize(
     "make, left",
     [

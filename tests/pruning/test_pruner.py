@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 import math
 
@@ -298,6 +299,47 @@ def test_state_of_another_criterion_or_target_or_model_is_refused():
         Pruner(dense, torch.optim.AdamW(dense.parameters()), "magnitude", 0.5).load_state_dict(state)
 
 
+def power(weight, power):
+    return weight.abs() ** power
+
+
+class Scaled:
+    def __call__(self, weight, **others):
+        return 2 * weight.abs()
+
+
+@pytest.mark.parametrize("criterion", [functools.partial(power, power=2.0), Scaled()])
+def test_a_criterion_without_a_name_of_its_own_has_the_same_one_in_every_process(criterion):
+    model = mlp()
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), criterion)
+    assert pruner.state_dict()["criterion"] in ("power", "Scaled")
+    pruner.prune_to(0.5)
+    Pruner(model, torch.optim.AdamW(model.parameters()), criterion).load_state_dict(pruner.state_dict())
+
+
+@pytest.mark.parametrize("needs", ["step", "beta1"])
+def test_a_criterion_that_reads_what_sgd_has_not_falls_back_to_magnitude(needs):
+    models = [mlp(), mlp()]
+    criterion = {
+        "step": lambda weight, step: -weight.abs() * step,
+        "beta1": lambda weight, beta1: -weight.abs() * beta1,
+    }
+    pruner = Pruner(models[0], torch.optim.SGD(models[0].parameters(), lr=0.1), criterion[needs])
+    with pytest.warns(UserWarning, match=f"the optimizer keeps no {needs}"):
+        pruner.prune_to(0.5)
+    Pruner(models[1], torch.optim.SGD(models[1].parameters(), lr=0.1), "magnitude").prune_to(0.5)
+    assert (zeros_of(models[0]) == zeros_of(models[1])).all()
+
+
+def test_float64_weights_too_small_for_float32_are_not_pruned_yet():
+    model = linears((20, 20), (20, 20), dtype=torch.float64)
+    model[0].weight.data.fill_(1e-60)
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), "random")
+    for sparsity in (0.3, 0.6):
+        pruner.prune_to(sparsity)
+        assert zeros_of(model).sum() == round(sparsity * 800)
+
+
 def test_sgd_falls_back_to_magnitude_with_one_warning():
     model, twin = mlp(), mlp()
     pruner = Pruner(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "bitter7", begin=1, end=10)
@@ -329,8 +371,11 @@ def test_factored_states_are_a_clear_error_for_criteria_that_need_v():
         (dict(begin=0), "begin=0"),
         (dict(begin=5, end=4), "begin=5, end=4"),
         (dict(interval=0), "interval=0"),
+        (dict(begin=2.5, end=7.5), "begin=2.5: expected a whole number of steps"),
+        (dict(end=float("inf")), "end=inf: expected a whole number of steps"),
         (dict(max_layer_sparsity=0), "max_layer_sparsity=0"),
         (dict(pattern="4:2"), "4:2"),
+        (dict(pattern=(2, 4)), r"pattern=\(2, 4\): expected n:m"),
         (dict(pattern="1:4"), "at most 0.25"),
         (dict(pattern="2:5"), "12 inputs are not divisible by 5"),
         (dict(pattern="2:4", allocation="erk"), "allocation=erk"),
@@ -383,10 +428,11 @@ def test_pruned_weights_that_come_back_are_noticed(forgotten):
                 model[0].weight.data.fill_(0.5)
 
 
-def test_optimizers_that_mix_a_matrix_are_refused():
+@pytest.mark.parametrize("kind, whose", [(torch.optim.Muon, "its whole matrix"), (torch.optim.LBFGS, "all others")])
+def test_optimizers_that_mix_weights_are_refused(kind, whose):
     model = linears((8, 8))
-    with pytest.raises(ValueError, match="Muon moves each weight by the gradients of its whole matrix"):
-        Pruner(model, torch.optim.Muon(model.parameters()))
+    with pytest.raises(ValueError, match=f"{kind.__name__} moves each weight by the gradients of {whose}"):
+        Pruner(model, kind(model.parameters()))
 
 
 def test_a_model_or_optimizer_that_does_not_fit_is_refused():

@@ -78,6 +78,49 @@ def test_a_layer_that_is_zero_altogether_is_an_initialisation():
     assert all(torch.equal(m.weight == 0, zero) for m, zero in zip((model[0], model[2]), half))
 
 
+def test_a_layer_that_is_zero_altogether_trains_after_a_resume_too():
+    model = sparse(0.6)
+    nn.init.zeros_(model[4].weight)
+    optimizer = adamw(model)
+    state = Pruner(model, optimizer, target_sparsity=0.95, begin=100, end=100).state_dict()
+    pruner = Pruner(model, optimizer, target_sparsity=0.95, begin=100, end=100)
+    pruner.load_state_dict(json.loads(json.dumps(state)))
+    train(model, optimizer, pruner, (0, 25))
+    assert model[4].weight.all() and pruner.came_back() == 0
+
+
+@pytest.mark.parametrize("criterion, target", [("bitter7", 0.9), ("random", 0.9), ("magnitude", 0.1)])
+def test_weights_that_are_zero_by_chance_stay_so_from_an_update_on(criterion, target):
+    """As they happen to be in bfloat16, or where the first step's rate is zero: their states would move them."""
+    model = mlp()
+    optimizer = adamw(model)
+    pruner = Pruner(model, optimizer, criterion, target, begin=5, end=5)
+    train(model, optimizer, pruner, (0, 4))
+    model[2].weight.data[:20] = 0
+    train(model, optimizer, pruner, (4, 5))
+    model[2].weight.data[:20] = 0
+    zero = zeros_of(model)
+    pruner.prune_to(target)
+    train(model, optimizer, pruner, (5, 30))
+    assert zeros_of(model)[zero].all() and pruner.pruned == max(round(target * pruner.prunable), zero.sum())
+
+
+@pytest.mark.parametrize("states", ["there", "loaded later"])
+def test_zeros_are_kept_from_the_states_that_the_optimizer_has_of_them(states):
+    model = mlp()
+    optimizer = adamw(model)
+    train(model, optimizer, None, (0, 3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    for layer in (model[0], model[2], model[4]):
+        layer.weight.data[layer.weight.abs() < layer.weight.abs().median()] = 0
+    optimizer = optimizer if states == "there" else adamw(model)
+    pruner, before = Pruner(model, optimizer, target_sparsity=0.9, begin=100, end=200), zeros_of(model)
+    if states == "loaded later":
+        optimizer.load_state_dict(saved)
+    train(model, optimizer, pruner, (3, 23))
+    assert (zeros_of(model) == before).all()
+
+
 def test_more_zeros_than_the_target_are_refused_when_the_pruner_is_made():
     model = sparse(0.6)
     with pytest.raises(ValueError, match=r"target_sparsity=0.5 is below the 60.03% .* keep_zeros=False"):
@@ -226,6 +269,34 @@ def test_a_copy_is_brought_in_line(dtype, wrapped):
     pruner.apply_to(other)
     assert (zeros_of(average.module) == zeros_of(model)).all()
     assert all(torch.equal(m.bias, b) for m, b in zip((m for m in average.module if isinstance(m, nn.Linear)), biases))
+
+
+class Dtypes(torch.utils._python_dispatch.TorchDispatchMode):
+    """Notes the dtypes of all that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = result if isinstance(result, (tuple, list)) else [result]
+        self.seen |= {tensor.dtype for tensor in tensors if torch.is_tensor(tensor)}
+        return result
+
+
+@pytest.mark.parametrize("criterion", ["bitter7", "movement", "random"])
+def test_pruning_float32_computes_nothing_in_float64(criterion):
+    """Which MPS lacks."""
+    model = mlp()
+    optimizer = adamw(model)
+    train(model, optimizer, None, (0, 1))
+    with Dtypes() as dtypes:
+        pruner = Pruner(model, optimizer, criterion)
+        pruner.prune_to(0.5)
+        pruner.mask_gradients()
+        pruner.report()
+    assert torch.float32 in dtypes.seen and torch.float64 not in dtypes.seen
 
 
 def test_a_copy_of_another_model_is_refused_and_left_as_it_is():
