@@ -1,6 +1,7 @@
 """Where a number was measured: what every file under results/ that holds a speed says of itself."""
 
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -94,7 +95,21 @@ def peak_memory(device):
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if os.path.exists("/proc/self/status"):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    if (peak := peak_of("self")) is not None:
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_of(pid):
+    """Highest resident set of a process in bytes; None once it is gone, or where there is no /proc."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
+def alone(function, *arguments):
+    """function(*arguments) in a process of its own, whose peak is nobody else's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 
 from tqdm import tqdm
 
+from bench.machine import peak_of
 from gpt2 import tokenizer
 from gpt2.shards import find_shards, read_meta
 
@@ -73,7 +74,7 @@ def whole_command(path, workers, out_dir):
         raise SystemExit(f"prepare_fineweb.py ended with {process.returncode}")
     tokens = sum(shard["tokens"] for shard in read_meta(out_dir)["shards"])
     own = peaks.pop(str(process.pid))
-    return tokens / seconds, own, max(peaks.values())
+    return tokens / seconds, own / 1e6, max(peaks.values()) / 1e6
 
 
 def children_of(pid):
@@ -81,18 +82,6 @@ def children_of(pid):
         return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return []
-
-
-def peak_of(pid):
-    """Highest resident set of a process in MB, or None once it is gone."""
-    try:
-        return next(
-            int(line.split()[1]) / 1000
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-            if line.startswith("VmHWM")
-        )
-    except (OSError, StopIteration):
-        return None
 
 
 def loader(out_dir, block_size, batch_size, batches=2000):

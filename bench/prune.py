@@ -13,7 +13,6 @@ Writes results/prune/MACHINE.json and prints the table.
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import time
 
@@ -21,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from bench import machine
-from bench.machine import RESULTS, facts, heading, path_of, write
+from bench.machine import RESULTS, alone, facts, heading, path_of, write
 from gpt2 import parallel
 from gpt2.config import Config
 from gpt2.model import GPT, GPTConfig
@@ -97,11 +96,6 @@ def peak_memory(sizes, sequences, tokens, name):
     for _ in range(3):
         side.step(*batch(sizes, sequences, tokens))
     return machine.peak_memory(world.device)
-
-
-def alone(function, *arguments):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def table(model, numbers):

@@ -12,7 +12,6 @@ same over ranks (`ranks`, on a CPU).
 import argparse
 import gc
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
@@ -25,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 from tqdm import tqdm
 
-from bench.machine import RESULTS, facts, heading, path_of, peak_memory, write
+from bench.machine import RESULTS, alone, facts, heading, path_of, peak_memory, write
 from pruning import Pruner
 from pruning.choice import lowest
 from pruning.criteria import bitter7
@@ -105,8 +104,7 @@ def measured(way, layers, width, device):
     """`measure`, in a process of its own on the CPU, where a peak cannot be reset."""
     if device == "cuda":
         return measure(way, layers, width, device)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (way, layers, width, device))
+    return alone(measure, way, layers, width, device)
 
 
 def on_rank(rank, ranks, store, kind, layers, width, results):
@@ -140,9 +138,9 @@ def over_ranks(kind, layers, width, rounds):
                 torch.multiprocessing.spawn(on_rank, (ranks, f"{folder}/store", kind, layers, width, results), ranks)
             measured.append(results.get())
     one, two = (list(map(statistics.median, zip(*measured))) for measured in seconds.values())
-    for what, alone, shared in zip(("threshold", "whole update"), one, two):
+    for what, single, shared in zip(("threshold", "whole update"), one, two):
         print(
-            f"{kind:6} {what:13} 1 rank {alone:.3f} s, 2 ranks {shared:.3f} s, ratio {alone / shared:.2f}", flush=True
+            f"{kind:6} {what:13} 1 rank {single:.3f} s, 2 ranks {shared:.3f} s, ratio {single / shared:.2f}", flush=True
         )
     return {"1 rank": seconds[1], "2 ranks": seconds[2]}
 
