@@ -111,7 +111,7 @@ def load(paths):
         METHODS.index(key[1]) if key[1] in METHODS else len(METHODS),
         key[1],
         key[2],
-    )  # noqa: E731
+    )
     return [Group(*key, groups[key]) for key in sorted(groups, key=order)]
 
 

@@ -51,7 +51,12 @@ def parse(arguments=None):
         default="none",
         help="state: by the optimizer's Adam states; with adamwprune, movement means state",
     )
-    parser.add_argument("--adamwprune-variant", choices=VARIANTS, default="bitter0", help="criterion of state pruning")
+    parser.add_argument(
+        "--adamwprune-variant",
+        choices=VARIANTS,
+        default="bitter0",
+        help="criterion of state pruning; bitter4 is bitter3 with more pruned in later layers",
+    )
     parser.add_argument(
         "--target-sparsity",
         type=float,
@@ -159,13 +164,14 @@ def is_compiled(options, digits):
 def make_training(options, model, steps_per_epoch):
     """The optimizer with what surrounds its step, as pruning.optim's Training."""
     max_steps = options.epochs * steps_per_epoch
+    criterion = criterion_of(options)
     pruning = dict(
         begin=options.pruning_warmup + 1,
         end=int(RAMP * options.epochs) * steps_per_epoch or max_steps,
         interval=UPDATE_INTERVAL,
         schedule="linear",
+        allocation="layer_adaptive" if criterion == "bitter4" else "global",
     )
-    criterion = criterion_of(options)
     if criterion and pruning["begin"] > pruning["end"]:
         raise UserError(
             f"--pruning-warmup {options.pruning_warmup}: expected below {pruning['end']}, the step at which "

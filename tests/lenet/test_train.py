@@ -73,6 +73,16 @@ def test_the_same_seed_gives_the_same_metrics(digits):
     assert first == second and first["epochs"] != other["epochs"] and first["spikes"] is not None
 
 
+def test_bitter4_prunes_later_layers_more(digits):
+    sparsity = {}
+    for variant in ("bitter3", "bitter4"):
+        arguments = ("--optimizer", "adamwprune", "--pruning-method", "state", "--target-sparsity", "0.5")
+        sparsity[variant] = train(options(*arguments, "--adamwprune-variant", variant), digits)[1]["layer_sparsity"]
+    assert (
+        list(sparsity["bitter4"].values()) == sorted(sparsity["bitter4"].values()) != list(sparsity["bitter3"].values())
+    )
+
+
 def test_it_learns(digits):
     _, metrics = train(
         options("--optimizer", "adamwprune", "--pruning-method", "state", "--adamwprune-variant", "bitter7"), digits
