@@ -20,6 +20,7 @@ from pruning.settings import check_ranges, lookup
 from pruning.stepping import StepCounter, unwrapped
 from pruning.zeros import count_zeros, zero_copy, zero_dead, zero_where_zero
 
+SAVED = ("criterion", "pattern", "steps", "pruned", "threshold", "target_sparsity", "buffers")  # what a state must hold
 LOOK_EVERY = 10  # steps, or `interval` where that is more, between two looks for pruned weights that came back
 
 
@@ -182,7 +183,12 @@ class Pruner:
 
     @torch.no_grad()
     def prune_to(self, sparsity: float) -> None:
-        """Prune now, until round(sparsity * prunable) weights are zero; those that are pruned stay so."""
+        """Prune now, until round(sparsity * prunable) weights are zero; those that are pruned stay so. ValueError for
+        what is no share below 1, and for more than the pattern allows."""
+        most = self.pattern[0] / self.pattern[1] if self.pattern else 1.0
+        if not 0 <= sparsity < 1 or sparsity > most:
+            allowed = f"0 <= sparsity <= {most:g}, as the pattern allows" if self.pattern else "0 <= sparsity < 1"
+            raise ValueError(f"sparsity={sparsity}: expected {allowed}")
         total, zeros = round(sparsity * self.prunable), self.zeros()
         self.check_none_came_back(sum(zeros))
         if not total:
@@ -198,7 +204,8 @@ class Pruner:
         """The `total` weights that are zero after this update: those `zeros` of each layer, and the lowest."""
         sizes = [layer.size for layer in self.layers]
         if self.allocation is None:
-            caps = [max(zero, math.ceil(self.max_layer_sparsity * size)) for zero, size in zip(zeros, sizes)]
+            most = max(self.max_layer_sparsity, sparsity)
+            caps = [max(zero, math.ceil(most * size)) for zero, size in zip(zeros, sizes)]
             parts = lowest_of_all(self.scores, total, caps)
             self.threshold = parts[-1].threshold.key
             return parts
@@ -296,6 +303,8 @@ class Pruner:
         """Go on from `state`, saved at any world size; load the model and the optimizer first. Schedule, allocation and
         a target that can still be reached may differ from those it was saved with. ValueError where criterion or
         pattern do, where the target cannot be reached, or where the model has fewer zeros than were pruned."""
+        if lacking := [name for name in SAVED if name not in state]:
+            raise ValueError(f"the saved state is not that of a Pruner: it lacks {', '.join(lacking)}")
         for name, ours in self.identity().items():
             if state[name] != ours:
                 raise ValueError(f"the saved state is of {name}={state[name]}, this Pruner has {name}={ours}")

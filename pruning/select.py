@@ -51,14 +51,10 @@ class Threshold:
     most: list
 
 
-def kth_smallest(keys, k, layers, device, all_reduce, sample=None):
-    """The Threshold of rank k, 1 <= k <= number of keys. FloatingPointError where scores were NaN. Arguments of
-    `search`."""
-    return thresholds([search(keys, k, layers, device, all_reduce, sample)])[0]
-
-
 def thresholds(found):
-    """The Thresholds that `search` found: the one time that the host waits for the device in a selection."""
+    """The Thresholds that `search` found: the one time that the host waits for the device in a selection.
+
+    FloatingPointError where scores were NaN."""
     numbers = torch.stack(found).tolist()
     if any(nans for _, _, _, nans, *_ in numbers):
         raise FloatingPointError("scores are NaN")
@@ -66,7 +62,8 @@ def thresholds(found):
 
 
 def search(keys, k, layers, device, all_reduce, sample=None):
-    """int64 [4 + layers] on `device`: key, below, ties, whether scores were NaN, and most, of the Threshold of rank k.
+    """int64 [4 + layers] on `device`: key, below, ties, whether scores were NaN, and most, of the Threshold of rank k,
+    1 <= k <= number of keys.
 
     keys: called once a pass, yields (layer, int32 tensor) for the weights that this rank counts; layers: how many there
     are; all_reduce: sums an int64 tensor over the ranks, in place; sample: (int32 tensors of some of the keys that this

@@ -294,6 +294,8 @@ def test_state_of_another_criterion_or_target_or_model_is_refused():
             Pruner(model, optimizer, **(dict(criterion="magnitude", target_sparsity=0.5) | changes)).load_state_dict(
                 state
             )
+    with pytest.raises(ValueError, match="not that of a Pruner: it lacks criterion, pattern, steps"):
+        pruner.load_state_dict(model.state_dict())
     dense = mlp()
     with pytest.raises(ValueError, match="load the model first"):
         Pruner(dense, torch.optim.AdamW(dense.parameters()), "magnitude", 0.5).load_state_dict(state)
@@ -453,6 +455,23 @@ def test_plain_global_pruning_is_capped_before_it_empties_a_layer():
     pruner = Pruner(model, adam_with(model, exp_avg=scores), by_exp_avg, 0.8)
     pruner.prune_to(0.8)
     assert [(m.weight == 0).sum().item() for m in model] == [98, 880 - 98]
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
+def test_more_than_the_cap_may_be_asked_for_by_hand(allocation):
+    model = mlp()
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), allocation=allocation)
+    pruner.prune_to(0.995)
+    assert pruner.pruned == round(0.995 * pruner.prunable) and pruner.came_back() == 0
+
+
+@pytest.mark.parametrize("sparsity", [1.0, 1.5, -0.5, math.nan, 0.51])
+def test_what_is_no_sparsity_is_refused(sparsity):
+    model = mlp()
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), pattern="2:4" if sparsity == 0.51 else None)
+    with pytest.raises(ValueError, match=f"sparsity={sparsity}: expected 0 <= sparsity"):
+        pruner.prune_to(sparsity)
+    assert not zeros_of(model).any()
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "bitter0", "random"])

@@ -8,11 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import Pruner
-from pruning.select import EXCLUDED, PRUNED, histogram, kth_smallest, order_key, score_of
+from pruning.select import EXCLUDED, PRUNED, histogram, order_key, score_of, search, thresholds
 from tests.pruning.helpers import adam_with, by_exp_avg, linears, lowest, zeros_of
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1e-38, 3e38, -3e38, float("inf"), -float("inf"), 1.0000001]
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def kth_smallest(*arguments):
+    """The Threshold of one search on one rank."""
+    return thresholds([search(*arguments)])[0]
 
 
 @given(st.lists(st.one_of(st.sampled_from(SPECIAL), st.floats(width=32, allow_nan=False)), min_size=2, max_size=50))
