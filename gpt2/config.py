@@ -167,6 +167,8 @@ class Config:
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
+DEVICES = ("auto", "cpu", "cuda", "mps")  # cuda may have a number behind it, as in cuda:1
+
 # What may change between stop and restart without making it another run.
 MAY_CHANGE = {
     "out_dir",
@@ -375,8 +377,8 @@ def idle_pruning(from_files, typed):
     return [f"{listed}: without a criterion nothing is pruned: add one, as --criterion=bitter7"] if idle else []
 
 
-def impossible(config, names):
-    """A line for each value out of its range and each combination that cannot be."""
+def out_of_range(config, names):
+    """A line for each value that is none of its option's."""
     problems = []
     for key, field in FIELDS.items():
         value, limits = getattr(config, key), field.metadata
@@ -393,6 +395,14 @@ def impossible(config, names):
         ):
             if limits[bound] is not None and not holds(float(value), float(limits[bound])):
                 problems.append(f"{key}={value}: expected {key} {sign} {limits[bound]}")
+    if (kind := config.device.partition(":")[0]) not in DEVICES:
+        problems.append(f"device={config.device}: expected one of {', '.join(DEVICES)}{nearest(kind, DEVICES)}")
+    return problems
+
+
+def impossible(config, names):
+    """A line for each value out of its range and each combination that cannot be."""
+    problems = out_of_range(config, names)
     if config.n_head > 0 and config.n_embd % config.n_head:
         problems.append(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
     world_size = int(os.environ.get("WORLD_SIZE", 1))

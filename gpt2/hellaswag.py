@@ -20,28 +20,35 @@ from gpt2.errors import UserError
 from gpt2.perplexity import rows_at_a_time, token_losses
 
 DATASET = "Rowan/hellaswag"
-FIELDS = ("activity_label", "ctx_a", "ctx_b", "ctx", "endings", "label")
+FIELDS = {"activity_label": str, "ctx_a": str, "ctx_b": str, "ctx": str, "endings": list, "label": str | int}
 
 
 def read_items(source):
     """The items of a jsonl file, or of the validation split of a dataset (a folder, or a name on the Hugging Face
     hub)."""
-    if Path(source).is_file():
-        items = []
-        for number, line in enumerate(Path(source).read_text().splitlines(), 1):
-            try:
-                items.append(json.loads(line)) if line.strip() else None
-            except ValueError as error:
-                raise UserError(f"{source}: line {number} is no JSON: {error}") from None
-    else:
-        items = from_datasets(source)
+    items = from_file(source) if Path(source).is_file() else from_datasets(source)
     for number, item in enumerate(items, 1):
-        lacking = [name for name in FIELDS if not isinstance(item, dict) or name not in item]
+        known = item if isinstance(item, dict) else {}
+        lacking = [name for name, kind in FIELDS.items() if not isinstance(known.get(name), kind)]
         if lacking or not str(item["label"]).isdigit() or not int(item["label"]) < len(item["endings"]):
             why = f"lacks {', '.join(lacking)}" if lacking else f"has label {item['label']!r}: use a split with labels"
             raise UserError(f"{source}: item {number} {why}")
     if not items:
         raise UserError(f"{source}: holds no item of HellaSwag")
+    return items
+
+
+def from_file(path):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"--hellaswag {path}: cannot be read as text: {error}") from None
+    items = []
+    for number, line in enumerate(lines, 1):
+        try:
+            items.append(json.loads(line)) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is no JSON: {error}") from None
     return items
 
 

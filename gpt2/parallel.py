@@ -41,23 +41,8 @@ def start(device="auto", alone=False, deterministic=False, timeout=600.0):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    local_rank, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    check_driver(device)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    kind, _, index = device.partition(":")
-    if not available.get(kind):
-        here = ", ".join(name for name, there in available.items() if there)
-        raise UserError(f"device={device}: not on this machine, which has {here}")
-    if index and size > 1:
-        raise UserError(f"device={device}: torchrun gives each rank a device of its own; write --device={kind}")
-    if kind == "cuda" and int(index or local_rank) >= torch.cuda.device_count():
-        whose = f"device={device}" if index else f"rank {local_rank} of this node has no GPU"
-        raise UserError(
-            f"{whose}: there are {torch.cuda.device_count()}; lower {'the number' if index else '--nproc_per_node'}"
-        )
-    device = torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    device = device_of(device, int(os.environ.get("LOCAL_RANK", 0)), size)
     if device.type == "cpu":
         keep_freed()
     if device.type == "cuda":
@@ -75,6 +60,27 @@ def start(device="auto", alone=False, deterministic=False, timeout=600.0):
             world_size=size,
         )
     return World(int(os.environ.get("RANK", 0)), size, device)
+
+
+def device_of(device, local_rank, size):
+    """The torch.device that the option `device` means on this rank of `size`. UserError for one that is not here."""
+    check_driver(device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind, colon, index = device.partition(":")
+    numbered = index.isdecimal() and (kind == "cuda" or int(index) == 0)
+    if not available.get(kind) or colon and not numbered:
+        here = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"device={device}: not on this machine, which has {here}")
+    if index and size > 1:
+        raise UserError(f"device={device}: torchrun gives each rank a device of its own; write --device={kind}")
+    if kind == "cuda" and int(index or local_rank) >= torch.cuda.device_count():
+        whose = f"device={device}" if index else f"rank {local_rank} of this node has no GPU"
+        raise UserError(
+            f"{whose}: there are {torch.cuda.device_count()}; lower {'the number' if index else '--nproc_per_node'}"
+        )
+    return torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
 
 
 def meeting_point(timeout):

@@ -133,7 +133,7 @@ def natural(name):
 def sample_of(out_dir, found, tokens):
     """OUT_DIR/sample.txt, or some text that the newest checkpoint writes, or None."""
     if (path := Path(out_dir) / "sample.txt").exists():
-        return path.read_text()[:4000]
+        return path.read_text(encoding="utf-8", errors="replace")[:4000]
     if found is None or tokens == 0:
         return None
     try:

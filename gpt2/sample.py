@@ -4,6 +4,7 @@ if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
 import argparse
+import math
 import sys
 
 import torch
@@ -17,8 +18,10 @@ from gpt2.sparse_linear import make_sparse
 def sample(args):
     """Print args.num_samples continuations of the prompt."""
     world = parallel.start(args.device)
-    if args.num_samples < 1 or args.max_new_tokens < 1 or args.temperature < 0 or args.top_k < 0:
+    if args.num_samples < 1 or args.max_new_tokens < 1 or not 0 <= args.temperature < math.inf or args.top_k < 0:
         raise UserError("expected --num_samples and --max_new_tokens >= 1, --temperature and --top_k >= 0")
+    if not 0 <= args.seed < 2**63:
+        raise UserError(f"--seed {args.seed}: expected 0 <= seed < 2**63")
     found = load.find(args.out_dir)
     words, model = load.tokenizer_of(found, args.data_dir), load.build(found, world.device)
     prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)

@@ -80,7 +80,7 @@ def find(text):
         if all(path.exists() for path in paths):
             return paths
     if text is KING_JAMES:
-        kjv.main(PLACES[0] / text.files[0])
+        kjv.write(PLACES[0] / text.files[0])
         return find(text)
     missing = paths[0].relative_to(PLACES[-1])
     raise UserError(f"{text.name}: {missing} is not here; put it at {PLACES[0] / missing}")

@@ -46,14 +46,25 @@ def parse(arguments):
     parser = Parser(prog="study.run", description=__doc__.partition(":")[0])
     parser.add_argument("plan", help="a name in study/plans, or a file")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each; on CUDA, one GPU each")
-    parser.add_argument("--seeds", help="only these, as in 0,1")
-    parser.add_argument("--arms", help="only those in whose name this regular expression is found")
+    parser.add_argument("--seeds", type=whole_numbers, help="only these, as in 0,1")
+    parser.add_argument("--arms", default="", help="only those in whose name this regular expression is found")
     parser.add_argument("--minutes", type=float, help="stop after so long; what was under way goes on next time")
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
     parser.add_argument("--work", default="out/study", help="folder of data and unfinished runs")
     parser.add_argument("--repeat", action="store_true", help="do finished runs again and compare; writes nothing")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help="this run, in this process")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: expected at least 1")
+    try:
+        args.arms = re.compile(args.arms)
+    except re.error as error:
+        raise UserError(f"--arms {args.arms}: is no regular expression: {error}") from None
+    return args
+
+
+def whole_numbers(text):
+    return [int(number) for number in text.split(",")]
 
 
 # ---- one run ----
@@ -229,9 +240,10 @@ def identity(facts, version):
 
 def run_all(plan, args):
     """Start what is missing, `jobs` at a time; returns how many runs failed."""
+    runs = [(arm, seed) for arm, seed in plan.runs() if seed in (args.seeds or plan.seeds) and args.arms.search(arm)]
+    if not runs:
+        raise UserError(f"{plan.name}: no run has these --seeds and --arms; its arms are {', '.join(plan.arms)}")
     data.prepare(plan.text, data_dir(plan, args))
-    seeds = [int(seed) for seed in args.seeds.split(",")] if args.seeds else plan.seeds
-    runs = [(arm, seed) for arm, seed in plan.runs() if seed in seeds and re.search(args.arms or "", arm)]
     todo = [run for run in runs if plan.path(*run, args.results).exists() == args.repeat]
     todo = todo if args.repeat else take_over(plan, todo, args.results)
     if unfair := problems(plan, read_results(plan, args.results)):

@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -139,3 +140,13 @@ def test_real_starts(zygote, data_dir, pairs, ranks):
         done = zygote.run(*SMALL, *fixed, *given_options, ranks=ranks)
     assert "Traceback" not in done.output and set(done.codes) in ({0}, {2}), (given_options, ranks, done)
     assert set(done.codes) == {0} or "error:" in done.output
+
+
+def test_a_device_that_cannot_be_is_among_the_problems_named_at_once():
+    with pytest.raises(UserError) as refused:
+        load_config(["--device=cuba", "--n_layer=0"], NAMES)
+    expected = (
+        "n_layer=0: expected n_layer >= 1",
+        "device=cuba: expected one of auto, cpu, cuda, mps (did you mean cuda?)",
+    )
+    assert str(refused.value).splitlines() == list(expected)

@@ -140,10 +140,17 @@ def test_the_command_reads_jsonl_and_names_both_dialects(finished_run, command, 
 
 @pytest.mark.parametrize(
     "line, words",
-    [("{", "line 1 is no JSON"), ("{}", "lacks activity_label"), (json.dumps(ITEMS[0] | {"label": ""}), "label ''")],
+    [
+        ("{", "line 1 is no JSON"),
+        ("[" * 100_000, "line 1 is no JSON"),
+        ("{}", "lacks activity_label"),
+        (json.dumps(ITEMS[0] | {"label": ""}), "label ''"),
+        (json.dumps(ITEMS[0] | {"endings": 4}), "lacks endings"),
+        ("\udcff", "cannot be read as text"),
+    ],
 )
 def test_bad_items_are_one_line(finished_run, command, tmp_path, line, words):
-    (tmp_path / "items.jsonl").write_text(line)
+    (tmp_path / "items.jsonl").write_bytes(line.encode(errors="surrogateescape"))
     code, _, err = command(evaluate, finished_run("byte"), "--hellaswag", tmp_path / "items.jsonl")
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1
 

@@ -57,6 +57,12 @@ def test_a_gpu_that_is_not_there(gpus):
         parallel.start("cuda")
 
 
+@pytest.mark.parametrize("device", ["cuda:x", "cuda:", "cpu:1", "cpu:x", "xpu", ""])
+def test_what_is_no_device_is_refused(gpus, device):
+    with pytest.raises(UserError, match=f"device={device}: not on this machine, which has cpu, cuda"):
+        parallel.start(device)
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_driver_that_is_too_old_does_not_send_the_run_to_the_cpu(monkeypatch, device):
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -52,7 +52,13 @@ def test_evaluation_of_a_checkpoint_gives_the_runs_own_loss(a_run):
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [(["--prompt", "Ω"], "'Ω'"), (["--temperature", "-1"], "--temperature"), (["--num_samples", "0"], "--num_samples")],
+    [
+        (["--prompt", "Ω"], "'Ω'"),
+        (["--temperature", "-1"], "--temperature"),
+        (["--temperature", "nan"], "--temperature"),
+        (["--num_samples", "0"], "--num_samples"),
+        (["--seed", 2**64], "--seed"),
+    ],
 )
 def test_bad_requests_are_one_line(a_run, arguments, words):
     lines = refused(run("-m gpt2.sample", a_run, *arguments, check=False))

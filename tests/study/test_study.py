@@ -255,6 +255,21 @@ def test_wrong_plans_are_named(folder):
         load_plan("smal")
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--seeds", "one"], "--seeds: invalid whole_numbers value"),
+        (["--arms", "("], r"--arms \(: is no regular expression"),
+        (["--jobs", "0"], "--jobs 0: expected at least 1"),
+        (["--arms", "nothing"], "no run has these --seeds and --arms"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(options, words, folder, plan, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=words):
+        run_all(plan, parse([str(folder / "toy.py"), *options]))
+
+
 def test_another_text_is_refused(folder, plan, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="toy.txt is not here; put it at data/toy.txt"):
