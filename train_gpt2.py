@@ -21,7 +21,7 @@ import torch
 from gpt2 import checkpoint, initial, parallel, silent, tracking
 from gpt2.config import help_text, load_config
 from gpt2.data import TrainingBatches, Windows, describe_data
-from gpt2.errors import UserError, one_line_errors
+from gpt2.errors import Heedless, UserError, one_line_errors
 from gpt2.evaluate import evaluate
 from gpt2.explain import machine_errors
 from gpt2.faults import point
@@ -221,6 +221,7 @@ def run(config, change, stops, writer):
 def main(arguments):
     if "--help" in arguments or "-h" in arguments:
         return print(help_text())
+    sys.stdout, sys.stderr = Heedless(sys.stdout), Heedless(sys.stderr)
     with one_line_errors(
         "train_gpt2.py", NotFiniteError, interrupted="interrupted; the same command continues from the last checkpoint"
     ):

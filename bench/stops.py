@@ -2,7 +2,8 @@
 
 The quickstart is started, sent a signal in the middle of something, and timed until it has left; then the same command
 is given again, and what it ends with is compared with a run that nobody disturbed. A run has 8 steps, evaluates in the
-middle and at the end, and saves a checkpoint of every second step. Of two ranks the second one is asked.
+middle and at the end, and saves a checkpoint of every second step. Of two ranks the second one is asked, or, with
+--torchrun, torchrun itself, which passes the signal on to both and then ends with 1.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from gpt2.metrics import read_metrics
 from tests.torture import difference, end_of
 
 OPTIONS = ["--max_iters=8", "--warmup_iters=2", "--log_interval=1", "--eval_interval=4", "--checkpoint_interval=2"]
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"]
 PHASES = ("imports", "data", "compilation", "step", "evaluation", "checkpoint")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -30,7 +32,7 @@ class Run:
     """A run of the quickstart in `out_dir`, on one or two ranks, as a process."""
 
     def __init__(self, out_dir, ranks, *options):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        launcher = [*LAUNCHER, f"--nproc_per_node={ranks}"] if ranks > 1 else []
         accumulation = f"--gradient_accumulation_steps={ranks}"
         command = [sys.executable, *launcher, "train_gpt2.py", "config/quickstart.py", f"--out_dir={out_dir}"]
         self.out_dir, self.ranks, self.log = Path(out_dir), ranks, tempfile.TemporaryFile("w+")
@@ -87,12 +89,13 @@ class Run:
         return pid
 
 
-def measure(folder, phase, ranks, number, expected):
+def measure(folder, phase, ranks, number, expected, torchrun):
     """(seconds from the signal to the end of all processes, exit code, the last line, what was wrong)."""
     options, out_dir = [f"--compile={phase == 'compilation'}"], folder / "stopped"
     shutil.rmtree(out_dir, ignore_errors=True)
     run = Run(out_dir, ranks, *options)
-    os.kill(run.reach(phase), number)
+    asked = run.reach(phase)
+    os.kill(run.process.pid if torchrun else asked, number)
     begin = time.perf_counter()
     code = run.process.wait()
     seconds = time.perf_counter() - begin
@@ -108,6 +111,7 @@ def main():
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
+    parser.add_argument("--torchrun", action="store_true", help="ask torchrun, where there are two ranks")
     parser.add_argument("--signals", nargs="+", choices=[number.name for number in SIGNALS])
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, sys.exit)
@@ -131,7 +135,9 @@ def measure_all(args):
                     expected[ranks, compiled] = end_of(out_dir)
                 numbers = [signal.Signals[one] for one in args.signals or ()] or [SIGNALS[turn % 3]]
                 for number in numbers:
-                    seconds, code, said, end = measure(folder, phase, ranks, number, expected[ranks, compiled])
+                    seconds, code, said, end = measure(
+                        folder, phase, ranks, number, expected[ranks, compiled], args.torchrun
+                    )
                     print(
                         f"| {phase} | {ranks} | {number.name} | {seconds:.1f} s | {code} | {end} | {said}", flush=True
                     )

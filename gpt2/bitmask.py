@@ -39,13 +39,16 @@ def names(file):
 
 def read(file, name):
     """One tensor of the open file, dense."""
-    shapes = json.loads(file.metadata()["shapes"])
+    try:
+        shapes = json.loads(file.metadata()["shapes"])
+    except RecursionError:
+        raise ValueError("its shapes are nested too deep") from None
     if name not in shapes:
         return file.get_tensor(name)
     values, size = file.get_tensor(name + VALUES), math.prod(shapes[name])
     bits = unpack(file.get_tensor(name + MASK), size)
-    if int(bits.sum()) != values.numel():
-        raise ValueError(f"{name}: {values.numel()} values for {int(bits.sum())} bits that are set")
+    if bits.numel() != size or int(bits.sum()) != values.numel():
+        raise ValueError(f"{name}: {values.numel()} values for {int(bits.sum())} bits that are set, of {size}")
     dense = torch.zeros(size, dtype=values.dtype)
     dense[bits] = values
     return dense.view(shapes[name])

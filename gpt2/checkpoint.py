@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2.config import ARCHITECTURE, differences, setting_changes
 from gpt2.errors import UserError
+from gpt2.files import from_json
 from gpt2.placement import fill
 from gpt2.tokenizer import description_in
 
@@ -130,11 +131,9 @@ def read_json(path):
     if path.stat().st_size > 1 << 26:
         raise ValueError(f"{path.name} is larger than 64 MiB")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path.name} cannot be read as JSON: {error}") from None
-    except RecursionError:
-        raise ValueError(f"{path.name} cannot be read as JSON: nested too deep") from None
 
 
 def verify(path):

@@ -31,6 +31,32 @@ def first_line(error):
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
+class Heedless:
+    """A stream for print that goes on where the disk behind the other is full, or its terminal is gone: what that does
+    not take is lost. A pipe that nobody reads any more is still a BrokenPipeError."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        self.dare(self.stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self.dare(self.stream.flush)
+
+    def dare(self, function, *arguments):
+        try:
+            function(*arguments)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            pass
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 @contextlib.contextmanager
 def one_line_errors(program, *others, interrupted="interrupted", leave=None):
     """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130).
@@ -93,10 +119,11 @@ def say_error(program, error):
 
 
 def lost_a_peer(error):
-    """Whether a collective has failed because the process at its other end is gone; gloo raises plain RuntimeErrors."""
-    from torch.distributed import DistError, is_initialized
+    """Whether a process at the other end of a collective is gone, or never came; gloo raises plain RuntimeErrors."""
+    from torch.distributed import DistError, DistStoreError, is_initialized
 
-    return is_initialized() and (isinstance(error, DistError) or "gloo" in str(error))
+    at_work = is_initialized() and (isinstance(error, DistError) or "gloo" in str(error))
+    return at_work or isinstance(error, DistStoreError)
 
 
 def exit_at_once(code):

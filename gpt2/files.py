@@ -50,6 +50,14 @@ def new_folder(to, option):
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def from_json(text):
+    """The value of JSON; ValueError where it is none, also where it is nested deeper than Python can follow."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def write_json(path, value):
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 

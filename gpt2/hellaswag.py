@@ -8,7 +8,6 @@ The field scores it in two ways that differ by several points, so both are given
   llm.c's number)
 """
 
-import json
 import math
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from gpt2 import parallel
 from gpt2.errors import UserError
+from gpt2.files import from_json
 from gpt2.perplexity import rows_at_a_time, token_losses
 
 DATASET = "Rowan/hellaswag"
@@ -46,8 +46,8 @@ def from_file(path):
     items = []
     for number, line in enumerate(lines, 1):
         try:
-            items.append(json.loads(line)) if line.strip() else None
-        except (ValueError, RecursionError) as error:
+            items.append(from_json(line)) if line.strip() else None
+        except ValueError as error:
             raise UserError(f"{path}: line {number} is no JSON: {error}") from None
     return items
 

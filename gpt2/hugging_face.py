@@ -6,13 +6,13 @@ Differences to our own layout: the weights of c_attn, c_proj and c_fc are kept a
 "transformer.".
 """
 
-import json
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2.errors import UserError, first_line
+from gpt2.files import from_json
 from gpt2.model import GPT, GPTConfig
 
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -33,7 +33,7 @@ def sizes_of(folder):
     """The GPTConfig of the config.json in `folder`. UserError where it is of another architecture."""
     path = Path(folder) / "config.json"
     try:
-        theirs = json.loads(path.read_text())
+        theirs = from_json(path.read_text())
         if theirs.get("model_type") != "gpt2":
             raise UserError(
                 f"{path}: model_type is {theirs.get('model_type')!r}, expected 'gpt2': only GPT-2 models are read"
@@ -92,7 +92,7 @@ def weight_files(folder):
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
         try:
-            names = json.loads((folder / INDEX).read_text())["weight_map"].values()
+            names = from_json((folder / INDEX).read_text())["weight_map"].values()
             return [folder / Path(name).name for name in sorted(set(names))]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder / INDEX}: does not name files of weights: {first_line(error)}") from None

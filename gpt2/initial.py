@@ -1,11 +1,11 @@
 """The weights that a run starts from: another run's, an exported folder's, or GPT-2's as Hugging Face has them."""
 
-import json
 from pathlib import Path
 
 from gpt2 import checkpoint, load
 from gpt2.config import nearest
 from gpt2.errors import UserError, first_line, warn
+from gpt2.files import from_json
 from gpt2.hub import reachable
 from gpt2.model import PUBLISHED
 from gpt2.tokenizer import description_in
@@ -62,7 +62,7 @@ def sizes(config):
     if config.init_from in STARTS:
         return {}
     try:
-        begun = json.loads((Path(config.out_dir) / "config.json").read_text())
+        begun = from_json((Path(config.out_dir) / "config.json").read_text())
         if begun["init_from"] == config.init_from:
             return {name: begun[name] for name in SIZES}
     except (OSError, ValueError, KeyError, TypeError):

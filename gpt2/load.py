@@ -4,7 +4,6 @@ Face's.
 Weights are read tensor by tensor, when they are asked for; nothing that is read can run code.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -17,6 +16,7 @@ from gpt2 import bitmask, checkpoint, hugging_face, tokenizer
 from gpt2.config import Config, checked
 from gpt2.data import describe_data
 from gpt2.errors import UserError
+from gpt2.files import from_json
 from gpt2.model import GPT, GPTConfig
 from gpt2.shards import find_shards, read_meta
 
@@ -63,7 +63,7 @@ def find(path):
 def is_hugging_face(path):
     """Whether a config.json says so, or lies beside weights: then hugging_face.sizes_of tells what is wrong with it."""
     try:
-        theirs = json.loads((path / "config.json").read_text())
+        theirs = from_json((path / "config.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError):
@@ -77,7 +77,7 @@ def find_bitmask(path):
         tensors = {name: partial(bitmask.read, file, name) for name in bitmask.names(file)}
         facts = known(path)
         sizes = GPTConfig(
-            **{f.name: json.loads((path / ORIGIN).read_text())["sizes"][f.name] for f in fields(GPTConfig)}
+            **{f.name: from_json((path / ORIGIN).read_text())["sizes"][f.name] for f in fields(GPTConfig)}
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a bitmask export: {error}") from None
@@ -88,7 +88,7 @@ def find_bitmask(path):
 def known(path):
     """What an exported folder says of its origin, as fields of Found; {} for folders of other tools."""
     try:
-        origin = json.loads((path / ORIGIN).read_text())
+        origin = from_json((path / ORIGIN).read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -141,7 +141,7 @@ def read(found, name):
     """The tensor `name` of what was found; UserError where the file is damaged."""
     try:
         return found.tensors[name]()
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{found.folder}: {name} cannot be read: {error}") from None
 
 

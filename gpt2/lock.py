@@ -37,20 +37,25 @@ class OnlyRunIn:
 
     def __exit__(self, *error):
         if self.active:
-            os.close(self.descriptor)
             if self.new:
                 with contextlib.suppress(OSError):
                     self.out_dir.rmdir()  # where nothing was written
+            os.close(self.descriptor)
 
     def hold(self):
-        self.out_dir.mkdir(parents=True, exist_ok=True)
-        self.descriptor, self.locked = locked(self.out_dir)
+        for _ in range(2):
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            held = locked(self.out_dir)
+            if is_there(*held):
+                self.descriptor, self.locked = held
+                return
+            os.close(held[0])  # a run that had written nothing has removed it between the two
+        raise BlockingIOError
 
     def hold_again(self):
         """Make and lock the folder anew where somebody has removed it; OSError where another process has it by now."""
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self.descriptor), os.stat(self.locked)):
-                return
+        if is_there(self.descriptor, self.locked):
+            return
         before = self.descriptor
         try:
             self.hold()
@@ -58,6 +63,13 @@ class OnlyRunIn:
             raise OSError(errno.EBUSY, "another process is training there", str(self.out_dir)) from None
         os.close(before)
         print(f"warning: {self.out_dir} was removed; it begins anew at this step", file=sys.stderr, flush=True)
+
+
+def is_there(descriptor, path):
+    """Whether what is open still has its name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
 
 
 def locked(folder):

@@ -1,19 +1,36 @@
 """What was measured of a run: metrics.jsonl, one JSON object a logged step, always with its `step`; evaluation.json,
 what gpt2.evaluate found beside the weights that it looked at."""
 
-import json
+import math
 from pathlib import Path
+
+from gpt2.files import from_json
 
 EVALUATION = "evaluation.json"
 
 
 def read_metrics(path):
-    """The lines of a metrics.jsonl as dicts; [] where there is none. What a crash left of a line is left out."""
+    """The lines of a metrics.jsonl as dicts of finite numbers, and of layer_sparsity, a dict of them; [] where there is
+    none. What a crash left of a line is left out, and what is something else.
+    """
     try:
         texts = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [line for line in map(parsed, texts) if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    lines = [measured(line) for line in map(parsed, texts) if isinstance(line, dict)]
+    return [line for line in lines if type(line.get("step")) is int and line["step"] >= 0]
+
+
+def measured(line):
+    """What is a number in it."""
+    numbers = {name: value for name, value in line.items() if is_number(value)}
+    if isinstance(layers := line.get("layer_sparsity"), dict) and all(map(is_number, layers.values())):
+        numbers["layer_sparsity"] = layers
+    return numbers
+
+
+def is_number(value):
+    return type(value) is int and abs(value) < 1 << 63 or type(value) is float and math.isfinite(value)
 
 
 def read_evaluation(folder):
@@ -39,6 +56,6 @@ def measures(evaluation):
 
 def parsed(text):
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return from_json(text)
+    except ValueError:
         return None

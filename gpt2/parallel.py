@@ -14,16 +14,18 @@ import torch
 import torch.distributed as dist
 
 from gpt2.errors import UserError, warn
+from gpt2.meeting import meeting_point
 from gpt2.memory import keep_freed
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers, and the device it computes on."""
+    """This process among its peers, and the device it computes on; start: a name that the ranks of this start share."""
 
     rank: int
     size: int
     device: torch.device
+    start: str = ""
 
     @property
     def is_main(self):
@@ -50,16 +52,19 @@ def start(device="auto", alone=False, deterministic=False, timeout=600.0):
         torch.set_float32_matmul_precision("high")
     if device.type == "cuda" and ("RANK" in os.environ or alone) and not dist.is_nccl_available():
         raise UserError("this torch has no NCCL, through which several GPUs talk: run one process, or --device=cpu")
+    rank, name, store = int(os.environ.get("RANK", 0)), "", dist.HashStore()
+    if "RANK" in os.environ:
+        name, store = meeting_point(rank, size, timeout)
     if "RANK" in os.environ or alone:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout),
             device_id=device if device.type == "cuda" else None,
-            store=meeting_point(timeout) if "RANK" in os.environ else dist.HashStore(),
-            rank=int(os.environ.get("RANK", 0)),
+            store=store,
+            rank=rank,
             world_size=size,
         )
-    return World(int(os.environ.get("RANK", 0)), size, device)
+    return World(rank, size, device, name)
 
 
 def device_of(device, local_rank, size):
@@ -81,17 +86,6 @@ def device_of(device, local_rank, size):
             f"{whose}: there are {torch.cuda.device_count()}; lower {'the number' if index else '--nproc_per_node'}"
         )
     return torch.device(f"cuda:{local_rank}" if device == "cuda" else device)
-
-
-def meeting_point(timeout):
-    """The store through which the ranks find each other, apart for each restart by torchrun.
-
-    torchrun keeps one store for all restarts: in it a rank may find the address that another one had before it died.
-    """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    is_master = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and os.environ["RANK"] == "0"
-    store = dist.TCPStore(address, port, is_master=is_master, timeout=timedelta(seconds=timeout))
-    return dist.PrefixStore(f"attempt/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def check_driver(device):

@@ -9,7 +9,7 @@ from pathlib import Path
 from gpt2 import tokenizer
 from gpt2.encoding import batches, encode, encoded
 from gpt2.errors import UserError
-from gpt2.files import write_json
+from gpt2.files import from_json, write_json
 from gpt2.progress import progress
 from gpt2.shards import CHUNK, HEADER_BYTES, PROGRESS, ShardFile, check_header, summary
 from gpt2.sources import pieces
@@ -226,7 +226,7 @@ def read_progress(out_dir):
     """What `write_progress` wrote, or None where it did not. UserError where the file is damaged."""
     path = out_dir / PROGRESS
     try:
-        state = json.loads(path.read_text())
+        state = from_json(path.read_text())
         check = state.pop("check")
         if check == hashlib.sha256(json.dumps(state).encode()).hexdigest():
             return state

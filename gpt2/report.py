@@ -19,7 +19,7 @@ from gpt2 import load
 from gpt2.config import FIELDS
 from gpt2.decode import generate
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import write_atomically
+from gpt2.files import from_json, write_atomically
 from gpt2.metrics import measures, read_evaluation, read_metrics
 
 CURVES = ("val_loss", "train_loss", "sparsity", "learning_rate", "grad_norm", "tokens_per_second")
@@ -43,7 +43,7 @@ def read_run(out_dir, name, sample_tokens):
     """All that the page shows of a run, as JSON. UserError where the folder holds no run."""
     lines = read_metrics(Path(out_dir) / "metrics.jsonl")
     try:
-        config = dict(json.loads((Path(out_dir) / "config.json").read_text()))
+        config = dict(from_json((Path(out_dir) / "config.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{out_dir}: not the out_dir of a run: config.json: {error}") from None
     if not lines:

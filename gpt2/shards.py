@@ -5,7 +5,6 @@ them lies a meta.json, where prepare_fineweb.py wrote them.
 """
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gpt2.errors import UserError, first_line
-from gpt2.files import sync
+from gpt2.files import from_json, sync
 
 MAGIC, VERSION, HEADER_BYTES = 20240520, 1, 1024
 PROGRESS = "progress.json"  # lies beside shards whose preparation has not ended
@@ -137,10 +136,10 @@ def read_meta(data_dir):
     """What meta.json in data_dir says of tokenizer and counts; {} where there is none, as beside llm.c's shards."""
     path = Path(data_dir) / "meta.json"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {first_line(error)}") from None
     if not (
         isinstance(meta, dict) and isinstance(meta.get("vocab_size", 0), int) and are_listed(meta.get("shards", []))

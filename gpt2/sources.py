@@ -4,12 +4,12 @@ A source has `open()`, `text_bytes()` and `records(position=None)`: Records from
 one of them carried. Files is one; gpt2/hub.py has the other.
 """
 
-import json
 import os
 import re
 from typing import NamedTuple
 
 from gpt2.errors import UserError
+from gpt2.files import from_json
 from gpt2.inputs import format_of, input_files, opened, readable
 from gpt2.tokenizer import clean
 
@@ -287,10 +287,10 @@ def rest_of_line(file, line):
 def parsed(line):
     """(the JSON object in a line, None), or (None, what is wrong)."""
     try:
-        row = json.loads(line)
+        row = from_json(line)
     except UnicodeDecodeError:
         return None, "is not UTF-8 text"
-    except (ValueError, RecursionError):
+    except ValueError:
         row = None
     if isinstance(row, dict):
         return row, None

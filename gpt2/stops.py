@@ -14,6 +14,7 @@ nobody waits for it and no GPU is asked. A process that is alone leaves a micro-
 compilation in it, at once: what it has computed so far would not be kept.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from gpt2.faults import point
 from gpt2.watch import Watch
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -33,7 +34,8 @@ class Stopped(BaseException):
 
 
 class Stops:
-    """Listens to SIGTERM, SIGINT and SIGUSR1 while it is entered, and to the clock.
+    """Listens to SIGTERM, SIGINT, SIGUSR1 and, where nohup does not have it ignored, SIGHUP while it is entered, and to
+    the clock.
 
     max_hours: of this process, 0 for no limit; checkpoint_minutes: from one save to the next, 0 for never by the clock.
     """
@@ -45,12 +47,14 @@ class Stops:
         self.save_at = now + self.save_every
         self.reason = self.group = self.exchange = self.watch = None
         self.asked = self.may_raise = self.save_due = self.just_saved = False
-        self.checks, self.size = 0, 1
+        self.checks, self.size = 0, int(os.environ.get("WORLD_SIZE", 1))
+        self.heard = getattr(sys.modules.get("gpt2.early"), "heard", [])
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.receive) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self.receive) for number in heeded}
         self.before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.alarm)
-        for number in getattr(sys.modules.get("gpt2.early"), "heard", ()):
+        for number in tuple(self.heard):
             self.receive(number, None)
         return self
 
@@ -64,14 +68,13 @@ class Stops:
         """Agree with the other ranks from now on; one that stands still for `timeout` seconds ends the run."""
         self.size, self.is_main = world.size, world.is_main
         if world.size > 1:
-            if self.reason:
-                signal.alarm(5)
             self.group = dist.new_group(backend="gloo")
             self.watch = Watch(world, lambda: self.checks if self.checks > 2 else 0, timeout)
 
     def receive(self, number, frame):
         """The signals' handler; runs in the main thread, between two of its instructions."""
         again, self.reason = self.reason == number == signal.SIGINT, signal.Signals(number)
+        self.heard.append(number)
         if again:
             leave(130, "left at once; the same command continues from the last checkpoint")
         if self.size > 1:
@@ -141,5 +144,6 @@ class Stops:
 def leave(code, message):
     """End the process at once, without what a normal exit would wait for."""
     if int(os.environ.get("RANK", 0)) == 0:
-        os.write(sys.stderr.fileno(), f"\ntrain_gpt2.py: {message}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), f"\ntrain_gpt2.py: {message}\n".encode())
     os._exit(code)

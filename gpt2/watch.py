@@ -1,12 +1,14 @@
 """Ends a run that has stopped moving, and names the rank that holds up the others."""
 
 import os
+import signal
 import socket
 import sys
 import threading
-from datetime import timedelta
 
 import torch.distributed as dist
+
+from gpt2.meeting import shared_store
 
 
 class Watch:
@@ -16,15 +18,17 @@ class Watch:
     seconds without a change after which the process ends with code 1. A rank whose thread is silent is stopped, or its
     machine is gone; where all threads speak, the one that is least far is the one that hangs. The time counted is that
     of this process: what pauses all of them at once is no fault.
+
+    It also sees when torchrun is killed and leaves its ranks alone, where nobody would find them. On one machine they
+    are asked to stop; of several machines this one counts as lost.
     """
 
     def __init__(self, world, progress, timeout):
         self.world, self.progress, self.timeout = world, progress, timeout
         self.beat, self.beats, self.ended = min(2.0, timeout / 5), 0, threading.Event()
-        address, attempt = os.environ["MASTER_ADDR"], os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=30))
-        self.store = dist.PrefixStore(f"watch/{attempt}", store)
+        self.store = dist.PrefixStore(f"{world.start}/watch", shared_store(30))
         self.store.set(f"name/{world.rank}", f"rank {world.rank} ({socket.gethostname()}, pid {os.getpid()})")
+        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.tell()
         threading.Thread(target=self.run, name="watch", daemon=True).start()
 
@@ -34,6 +38,8 @@ class Watch:
     def run(self):
         seen, still = self.progress(), 0.0
         while not self.ended.wait(self.beat):
+            if self.parent not in (None, os.getppid()):
+                return self.orphaned()
             try:
                 self.tell()
                 now = self.progress()
@@ -43,6 +49,12 @@ class Watch:
                     self.leave(culprits)
             except RuntimeError:  # the store is gone, and with it the rank or the agent that kept it: so is the run
                 return
+
+    def orphaned(self):
+        if int(os.environ.get("GROUP_WORLD_SIZE", 1)) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            os._exit(1)
 
     def tell(self):
         self.beats += 1

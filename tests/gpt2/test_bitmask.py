@@ -3,13 +3,15 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from gpt2 import bitmask, export
+from gpt2 import bitmask, export, load
+from gpt2.errors import UserError
 from tests.conftest import ROOT
 
 
@@ -60,6 +62,18 @@ def test_other_files_are_refused(tmp_path):
     save_file(stored, tmp_path / "y.safetensors", metadata={"format": "bitmask-1", "shapes": '{"a": [4]}'})
     with pytest.raises(ValueError, match="3 values for 2 bits"):
         bitmask.load(tmp_path / "y.safetensors")
+
+
+@pytest.mark.parametrize(
+    "shapes", ["[" * 100_000, "{", '{"a": "x"}', '{"a": [1099511627776]}', '{"a": [-4]}', '{"a": [2, -2]}', '{"a": 4}']
+)
+def test_hostile_shapes_are_one_line(tmp_path, shapes):
+    stored = {"a.bitmask": torch.tensor([10], dtype=torch.uint8), "a.nonzero": torch.ones(2)}
+    save_file(stored, tmp_path / bitmask.FILE, metadata={"format": "bitmask-1", "shapes": shapes})
+    read = partial(bitmask.read, bitmask.open_file(tmp_path), "a")
+    with pytest.raises(UserError) as refused:
+        load.read(load.Found(tmp_path, "bitmask", None, {"a": read}), "a")
+    assert "\n" not in str(refused.value)
 
 
 def test_the_loader_stands_alone(tmp_path):

@@ -9,7 +9,7 @@ import struct
 import pytest
 import torch
 
-from gpt2 import checkpoint, writer
+from gpt2 import checkpoint, hellaswag, hugging_face, load, report, shards, writer
 from gpt2.errors import UserError
 from gpt2.files import Lines
 from gpt2.model import GPT, GPTConfig
@@ -143,6 +143,24 @@ def test_hostile_manifests_are_one_line(kind, intact, tmp_path):
         checkpoint.at(path)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 500
     assert checkpoint.newest(tmp_path / "run")[1]["step"] == 10
+
+
+@pytest.mark.parametrize(
+    "name, read",
+    [
+        ("config.json", hugging_face.sizes_of),
+        (hugging_face.INDEX, hugging_face.weight_files),
+        (load.ORIGIN, load.known),
+        ("meta.json", shards.read_meta),
+        ("config.json", lambda folder: report.read_run(folder, "run", 0)),
+        ("items.jsonl", lambda folder: hellaswag.read_items(folder / "items.jsonl")),
+    ],
+)
+def test_json_that_is_nested_too_deep_is_one_line_wherever_it_lies(name, read, tmp_path):
+    for text in (HOSTILE_JSON["deep"], HOSTILE_JSON["deep object"]):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="nested too deep"):
+            read(tmp_path)
 
 
 def sealed(path):

@@ -1,7 +1,12 @@
 """Disks that fill up and folders that vanish in the middle of a run: it warns, goes on, and ends as it would have."""
 
+import builtins
+import contextlib
+import errno
+import os
 import shutil
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -9,7 +14,7 @@ import pytest
 import train_gpt2
 from gpt2 import checkpoint, export, faults, log
 from gpt2.config import load_config
-from gpt2.errors import UserError
+from gpt2.errors import Heedless, UserError
 from gpt2.lock import OnlyRunIn
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
 
@@ -95,6 +100,25 @@ def test_a_disk_that_is_full_for_a_while(moment, train, undisturbed, disk, capfd
     assert names == ["step-00000020", "step-00000030"]
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.ESTALE, errno.EIO])
+def test_a_disk_that_takes_nothing_for_a_while(number, train, undisturbed, tmp_path, monkeypatch, capfd):
+    """Remounted to be read alone, beyond its quota, or a server's that is gone for a moment."""
+    opened = builtins.open
+
+    def refuse(path, mode="r", *arguments, **options):
+        if not set(mode) & set("wax+"):
+            return opened(path, mode, *arguments, **options)
+        raise OSError(number, os.strerror(number), str(path))
+
+    refused = (("builtins.open", refuse), ("os.mkdir", lambda path, mode: refuse(path, "w")))
+    begin = lambda: [monkeypatch.setattr(name, function) for name, function in refused]
+    train(tmp_path / "run", ("in_update", 8, begin), ("in_update", 18, monkeypatch.undo))
+    said = capfd.readouterr().err
+    assert said.count("the checkpoint of step 10 could not be written") == said.count(os.strerror(number)) == 1
+    assert files_of(tmp_path / "run", 30) == files_of(undisturbed, 30)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
 def test_a_disk_that_is_full_to_the_end_keeps_what_it_had(train, disk, capfd):
     with pytest.raises(UserError, match="step 30 could not be written.*give the same command again"):
         train(disk / "run", ("in_update", 15, lambda: fill(disk)))
@@ -111,6 +135,24 @@ def test_a_picture_that_no_disk_takes_is_a_warning(train, disk, capfd):
     said = capfd.readouterr()
     assert "training.png could not be written" in said.err and "finished 30 steps" in said.out
     assert sorted(path.name for path in (disk / "run").iterdir()) == ["checkpoints", "config.json", "metrics.jsonl"]
+
+
+def test_a_log_on_a_full_disk_costs_its_lines_and_not_the_run(data_dir, tmp_path, monkeypatch):
+    """As of `train_gpt2.py ... > log 2>&1`."""
+    with open("/dev/full", "w") as full:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, full)
+        train_gpt2.main([*SMALL, "--max_iters=3", f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"])
+        with contextlib.suppress(OSError):
+            full.close()
+    assert checkpoint.newest(tmp_path / "run")[1]["step"] == 3
+
+
+def test_a_pipe_that_nobody_reads_is_noticed():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError), open(writing, "w") as stream:
+        print("to nobody", file=Heedless(stream), flush=True)
 
 
 def test_an_export_that_no_disk_takes_is_a_line_and_leaves_nothing(disk, finished_run, command):

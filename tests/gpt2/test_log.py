@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gpt2 import errors, progress, tracking
+from gpt2 import errors, progress, report, tracking
 from gpt2.config import FIELDS, Config, load_config, nearest
 from gpt2.errors import UserError
+from gpt2.log import last_numbers
 from gpt2.metrics import read_metrics
 from gpt2.pace import Pace
 from gpt2.parallel import World
+from gpt2.picture import draw
 from tests.conftest import ROOT
 
 
@@ -132,6 +134,29 @@ def test_lines_that_a_crash_cut_off_are_no_metrics(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b'{"step": 1, "x": 2}\n\x00\x00\n[1]\n{"x": 1}\n{"step": 2}\n{"step": 3')
     assert [line["step"] for line in read_metrics(tmp_path / "m.jsonl")] == [1, 2]
     assert read_metrics(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 3, "train_loss": NaN, "val_loss": Infinity}',
+        '{"step": 3, "val_loss": "x", "sparsity": []}',
+        '{"step": 3, "val_loss": null, "sparsity": null, "tokens_per_second": "fast"}',
+        '{"step": 3, "val_loss": {"a": {}}, "layer_sparsity": {"a": "b"}, "sparsity": {"a": 1}}',
+        '{"step": true, "val_loss": 1}',
+        '{"step": -1, "val_loss": 1}',
+        f'{{"step": 1{"0" * 400}, "val_loss": 1}}',
+        f'{{"step": 4, "val_loss": 1{"0" * 400}}}',
+        "[" * 100_000,
+    ],
+)
+def test_metrics_that_no_run_writes_are_passed_over(line, tmp_path):
+    """Of a folder that somebody else has filled."""
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "val_loss": 2.0, "layer_sparsity": {{"a": 0}}}}\n{line}\n')
+    (tmp_path / "config.json").write_text("{}")
+    assert last_numbers(tmp_path) == ", val_loss 2.0000"
+    draw(tmp_path)
+    report.page([report.read_run(tmp_path, "run", 0)])
 
 
 def fake_wandb(monkeypatch, mode="online", login=lambda prompt: True, log=None, init_error=None):

@@ -4,16 +4,18 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import time
 
 import pytest
 
-from gpt2 import lock
+from gpt2 import lock, stops
 from gpt2.errors import UserError
 from gpt2.lock import OnlyRunIn
 from gpt2.stops import Stopped, Stops
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
+from tests.zygote import port
 
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
 
@@ -46,6 +48,7 @@ def stopped_and_continued(zygote, data_dir, out_dir, fault, **options):
         ("in_micro_step:1:SIGTERM", 0),
         ("in_micro_step:35:SIGTERM", 8),
         ("in_update:9:SIGINT", 9),
+        ("in_update:19:SIGHUP", 19),
         ("in_evaluation:5:SIGUSR1", 20),
         ("in_evaluation:8:SIGTERM", 30),
         ("before_fsync:1:SIGTERM", 20),
@@ -75,19 +78,35 @@ def test_a_second_interrupt_leaves_at_once(zygote, data_dir, tmp_path):
     assert done.codes == [130] and "left at once" in done.output
 
 
+def test_a_rank_that_waits_for_others_leaves_when_it_is_asked(zygote, data_dir, tmp_path):
+    """torchrun's other ranks may be dead by then, and it gives this one 30 seconds."""
+    alone = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port()))
+    arguments = [*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
+    done = zygote.run(*arguments, env=alone, kill=(1, "SIGTERM"), timeout=25)
+    assert done.codes == [0] and "before its first step was done (SIGTERM)" in done.stderr
+
+
+def test_hangups_are_heeded_but_under_nohup(monkeypatch):
+    monkeypatch.setattr(stops, "leave", lambda code, message: pytest.fail(message))
+    for before, asked in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+        signal.signal(signal.SIGHUP, before)
+        with Stops() as listening:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert (listening.reason == signal.SIGHUP) is asked
+        assert signal.signal(signal.SIGHUP, signal.SIG_DFL) is before
+
+
 def test_max_hours_stops_the_run_and_a_clock_that_is_set_does_not(monkeypatch):
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    stops, seen = Stops(max_hours=2), []
+    run, seen = Stops(max_hours=2), []
     monkeypatch.setattr(time, "time", lambda: 4e9)
-    assert list(stops.checked([1])) == [1]
+    assert list(run.checked([1])) == [1]
     now += 7201
     with pytest.raises(Stopped):
-        seen += stops.checked([1])
+        seen += run.checked([1])
     assert (
-        stops.asked
-        and not seen
-        and "after step 5 of 9 (max_hours=2); the same command continues" in stops.message(5, 0, 9)
+        run.asked and not seen and "after step 5 of 9 (max_hours=2); the same command continues" in run.message(5, 0, 9)
     )
 
 
@@ -115,6 +134,23 @@ def test_two_runs_do_not_share_an_out_dir(zygote, data_dir, tmp_path):
     assert not (tmp_path / "run").exists(), "an empty folder is not left behind"
     assert zygote.run(*arguments, fault="in_update:3:SIGKILL").codes == [-9]
     assert zygote.run(*arguments).codes == [0], "a dead process holds no lock"
+
+
+def test_a_folder_that_another_run_removes_in_that_moment_is_made_anew(tmp_path, monkeypatch):
+    """As one does that ends before it has written anything."""
+    truly = lock.locked
+
+    def locked(folder):
+        held = truly(folder)
+        if removals:
+            removals.pop().rmdir()
+        return held
+
+    monkeypatch.setattr(lock, "locked", locked)
+    removals = [tmp_path / "run"]
+    with OnlyRunIn(tmp_path / "run"):
+        with pytest.raises(UserError, match="another process is training there"), OnlyRunIn(tmp_path / "run"):
+            pass
 
 
 def test_where_folders_cannot_be_locked_a_file_in_them_is(tmp_path, monkeypatch, capfd):
