@@ -1,4 +1,4 @@
-# make train: set-up and a GPT that is pruned while it learns, in about two minutes; make test: set-up and all tests.
+# make train: set-up and a GPT that is pruned while it learns, in a minute or two; make test: set-up and all tests.
 # make lenet: LeNet-5 on MNIST, one dense run and three pruned ones, with their picture, in about three minutes;
 # make memory-comparison: all optimizers and methods, an hour on two cores; make update-graphs: its figures again.
 # make study-smoke: a study of nine short runs, killed on the way and resumed, with its tables and figures.

@@ -28,7 +28,7 @@ from gpt2.optimizer import make_optimizer
 from pruning import Pruner
 
 MODELS = {  # sizes, sequences a step, tokens in a step of the recipe that trains it
-    "quickstart": (dict(vocab_size=68, block_size=128, n_layer=4, n_head=4, n_embd=128), 32, 4096),
+    "quickstart": (dict(vocab_size=68, block_size=128, n_layer=4, n_head=4, n_embd=128), 16, 2048),
     "124M": (dict(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768), 1, 524288),
 }
 SIDES = {"dense": 0, "bitter7 every 20 steps": 20, "bitter7 at every step": 1}  # steps from one update to the next
