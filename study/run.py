@@ -28,6 +28,7 @@ import torch
 import train_gpt2
 from bench.machine import git, processor
 from gpt2 import checkpoint, parallel
+from gpt2.config import nearest
 from gpt2.data import TrainingBatches, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_json
@@ -313,7 +314,10 @@ def main(arguments):
         plan = load_plan(args.plan)
         if args.one:
             torch.set_num_threads(1)
-            return run_one(plan, args.one[0], int(args.one[1]), args)
+            arm, seed = args.one
+            if (arm, seed) not in [(arm, str(seed)) for arm, seed in plan.runs()]:
+                raise UserError(f"--one {arm} {seed}: no run of {plan.name}{nearest(arm, plan.arms)}")
+            return run_one(plan, arm, int(seed), args)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         failed = run_all(plan, args)
         print(table(plan, read_results(plan, args.results)))

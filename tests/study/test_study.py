@@ -19,7 +19,7 @@ from gpt2.errors import UserError
 from study import report
 from study.arms import ARMS
 from study.plan import NAMES, load_plan, problems
-from study.run import circumstances, parse, read_results, run_all, run_one, table, take_over
+from study.run import circumstances, main, parse, read_results, run_all, run_one, table, take_over
 from tests.conftest import ROOT
 
 PLAN = """
@@ -268,6 +268,14 @@ def test_options_that_cannot_be_are_one_line(options, words, folder, plan, monke
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=words):
         run_all(plan, parse([str(folder / "toy.py"), *options]))
+
+
+@pytest.mark.parametrize("one", [("denze", "0"), ("dense", "9"), ("dense", "zero")])
+def test_a_run_that_is_not_in_the_plan_is_refused(one, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder / "toy.py"), "--one", *one])
+    assert f"--one {one[0]} {one[1]}: no run of toy" in capsys.readouterr().err
 
 
 def test_another_text_is_refused(folder, plan, monkeypatch, tmp_path):
