@@ -5,6 +5,8 @@ An account is a dict of bytes: weights, gradients, states (the optimizer's), buf
 
 import torch
 
+from pruning.settings import named
+
 OPTIMIZERS = {  # bytes a parameter of optimizer state, in float32
     "sgd": 4,
     "adam": 8,
@@ -35,15 +37,15 @@ METHODS = {  # bytes a prunable parameter, beside weights, gradients and states
 def account(parameters, prunable=None, optimizer="adamw", method="none"):
     """The account of `parameters` float32 weights, of which `prunable` (default all) can be pruned.
 
-    optimizer: a name of OPTIMIZERS; method: a name of METHODS. The source's tables leave gradients out: 61,750
-    parameters with AdamW and source_movement are 1,482,000 bytes without them.
+    optimizer: a name of OPTIMIZERS; method: a name of METHODS; ValueError for others. The source's tables leave
+    gradients out: 61,750 parameters with AdamW and source_movement are 1,482,000 bytes without them.
     """
     prunable = parameters if prunable is None else prunable
     return with_total(
         weights=4 * parameters,
         gradients=4 * parameters,
-        states=OPTIMIZERS[optimizer] * parameters,
-        buffers=METHODS[method] * prunable,
+        states=named(optimizer, OPTIMIZERS, "optimizer") * parameters,
+        buffers=named(method, METHODS, "method") * prunable,
     )
 
 

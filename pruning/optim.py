@@ -13,6 +13,7 @@ import torch
 
 from pruning.pruner import Pruner
 from pruning.ranks import local
+from pruning.settings import named
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adamwadv", "adamwspam")
 
@@ -23,8 +24,7 @@ def base_optimizer(name, parameters, lr, weight_decay=0.01, betas=(0.9, 0.999), 
     adamw decays decoupled from the gradient; adamwadv and adamwspam are it with AMSGrad. adam and sgd add
     weight_decay · w to the gradient; betas[0] is sgd's momentum. ValueError for another name.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer={name!r}: expected one of {', '.join(OPTIMIZERS)}")
+    named(name, dict.fromkeys(OPTIMIZERS), "optimizer")
     if name == "sgd":
         return torch.optim.SGD(parameters, lr, momentum=betas[0], weight_decay=weight_decay, fused=fused)
     if name == "adam":
@@ -51,8 +51,7 @@ def adamwprune(
 ):
     """AdamW (lr, weight decay 0.01), or adamwspam with the options `spam`, whose own states prune `model` by the
     criterion `variant`. begin, end (default: max_steps) and the rest are Pruner's. Returns a Training."""
-    if base not in ("adamw", "adamwspam"):
-        raise ValueError(f"base={base!r}: expected adamw or adamwspam")
+    named(base, dict.fromkeys(("adamw", "adamwspam")), "base")
     if base == "adamwspam":
         training = adamwspam(model.parameters(), lr, max_steps, **dict(spam))
     else:

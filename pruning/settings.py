@@ -10,13 +10,18 @@ def lookup(choice: Any, table: Mapping[str, Any], what: str) -> tuple[Any, str]:
     """(function, its name) for a name in `table` or a function of the user's own."""
     if callable(choice):
         return choice, name_of(choice)
-    if choice not in table:
-        close = difflib.get_close_matches(str(choice), table, n=1)
-        raise ValueError(
-            f"{what}={choice!r}: expected a function or one of {', '.join(table)}"
-            + (f" (did you mean {close[0]}?)" if close else "")
-        )
-    return table[choice], choice
+    return named(choice, table, what, "a function or "), choice
+
+
+def named(choice: Any, table: Mapping[str, Any], what: str, other: str = "") -> Any:
+    """What `table` holds under a name. ValueError, with the nearest one, where it holds no such name."""
+    if isinstance(choice, str) and choice in table:
+        return table[choice]
+    close = difflib.get_close_matches(str(choice), table, n=1)
+    raise ValueError(
+        f"{what}={choice!r}: expected {other}one of {', '.join(table)}"
+        + (f" (did you mean {close[0]}?)" if close else "")
+    )
 
 
 def name_of(function: Any) -> str:

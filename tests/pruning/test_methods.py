@@ -238,6 +238,8 @@ def test_the_sources_figures():
     assert without_gradients(method="source_movement") == 1_482_000
     assert without_gradients(method="source_mask", prunable=61_470) / 1000 == pytest.approx(801, abs=2)
     assert without_gradients(method="state") == 741_000
+    with pytest.raises(ValueError, match="method='source_mvement': expected one of .*did you mean source_movement"):
+        memory.account(10, method="source_mvement")
     text = memory.table({"AdamW + movement (source)": memory.account(61_750, method="source_movement")})
     assert "741 kB  3.00x" in text
 

@@ -368,6 +368,7 @@ def test_factored_states_are_a_clear_error_for_criteria_that_need_v():
     [
         (dict(criterion="bitter77"), "did you mean bitter7"),
         (dict(schedule="gpm"), "did you mean gmp"),
+        (dict(criterion=["bitter7"]), r"criterion=\['bitter7'\]: expected a function or one of magnitude"),
         (dict(allocation="globl"), "did you mean global"),
         (dict(target_sparsity=1.0), "target_sparsity=1.0"),
         (dict(begin=0), "begin=0"),
