@@ -154,7 +154,7 @@ def number(value, error):
     return text + (f" ± {error:.4f}" if isinstance(error, float) else "")
 
 
-def main(arguments):
+def make_parser():
     parser = Parser(prog="python -m gpt2.evaluate", description=__doc__.partition(":")[0])
     parser.add_argument(
         "source", metavar="OUT_DIR", help="a run, a checkpoint, an exported folder, or a Hugging Face GPT-2 folder"
@@ -180,6 +180,11 @@ def main(arguments):
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), help="of the computation (default: the run's, or auto)"
     )
+    return parser
+
+
+def main(arguments):
+    parser = make_parser()
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
         world = parallel.start(args.device)
