@@ -8,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := out/quickstart
 SMOKE := out/study-smoke
-MNIST := $(if $(DATA_DIR),--data-dir $(DATA_DIR))
+MNIST := $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
 
 .PHONY: train test lint docs torture study-smoke bench setup clean-run lenet memory-comparison update-graphs
 

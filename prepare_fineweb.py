@@ -14,7 +14,6 @@ number of workers or interruptions.
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
-import argparse
 import contextlib
 import hashlib
 import os
@@ -140,9 +139,7 @@ def number(text):
 
 
 def parse(arguments):
-    parser = Parser(
-        prog="prepare_fineweb.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="prepare_fineweb.py", description=__doc__)
     parser.add_argument(
         "--input",
         nargs="+",
@@ -150,17 +147,11 @@ def parse(arguments):
         help="your own text instead of the hub's: files, globs or folders of .parquet, .jsonl, .txt "
         "(the last two also .gz, .zst)",
     )
-    parser.add_argument(
-        "--dataset", default=FINEWEB, help="dataset of the Hugging Face hub, or a folder of one (default: %(default)s)"
-    )
+    parser.add_argument("--dataset", default=FINEWEB, help="dataset of the Hugging Face hub, or a folder of one")
     parser.add_argument("--name", help=f"its configuration (default: sample-10BT of {FINEWEB})")
-    parser.add_argument("--split", default="train", help="its split (default: %(default)s)")
+    parser.add_argument("--split", default="train", help="its split")
     parser.add_argument("--revision", help="its commit or tag (default: the newest, which meta.json then names)")
-    parser.add_argument(
-        "--text_column",
-        default="text",
-        help="column, or key of a JSON line, that holds the text (default: %(default)s)",
-    )
+    parser.add_argument("--text_column", default="text", help="column, or key of a JSON line, that holds the text")
     parser.add_argument(
         "--document_separator",
         metavar="LINE",
@@ -173,14 +164,14 @@ def parse(arguments):
         action="store_true",
         help="leave out documents that are empty, null or no JSON, and count them, instead of stopping",
     )
-    parser.add_argument("--out_dir", default="data/fineweb_edu", help="folder for the shards (default: %(default)s)")
+    parser.add_argument("--out_dir", default="data/fineweb_edu", help="folder for the shards")
     parser.add_argument(
         "--tokenizer",
         default="gpt2",
         metavar="NAME_OR_PATH",
-        help="gpt2, char, byte, or the path of a tokenizer.json, as gpt2.bpe writes it (default: %(default)s)",
+        help="gpt2, char, byte, or the path of a tokenizer.json, as gpt2.bpe writes it",
     )
-    parser.add_argument("--shard_size", type=number, default=100_000_000, help="tokens a shard (default: %(default)s)")
+    parser.add_argument("--shard_size", type=number, default=100_000_000, help="tokens a shard")
     parser.add_argument(
         "--val_tokens",
         type=number,

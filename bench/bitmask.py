@@ -5,7 +5,6 @@ noise, as in a trained model. Through the export's own code, in bfloat16; zstd a
 at 10.
 """
 
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyarrow
 import torch
 
 from gpt2 import bitmask, export, load
+from gpt2.errors import Parser, one_line_errors
 from gpt2.model import GPTConfig
 
 SIZES = GPTConfig(n_layer=2, vocab_size=7400)  # embeddings are 31 % of it, as of GPT-2 small
@@ -47,6 +47,7 @@ def measure(sparsity, shapes, folder):
 
 
 def main():
+    Parser(prog="python -m bench.bitmask", description=__doc__).parse_args()
     shapes = export.shapes_of(SIZES)
     matrices = {name: shape for name, shape in shapes.items() if name.endswith(PRUNED)}
     print("| sparsity | tensors | dense, 16 bit | zstd -3 | zstd -10 | bitmask | dense / bitmask | load |")
@@ -63,4 +64,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with one_line_errors("python -m bench.bitmask"):
+        main()

@@ -6,15 +6,16 @@ the whole window read for every token, which is nanoGPT's way (its own model.py,
 the share of the tied head, which no pruning makes faster.
 """
 
-import argparse
 import copy
 import statistics
-import sys
 import time
+from pathlib import Path
 
 import torch
 
+from bench.loops import load_module
 from gpt2.decode import generate
+from gpt2.errors import Parser, one_line_errors
 from gpt2.model import GPT, GPTConfig
 from gpt2.sparse_linear import make_sparse
 
@@ -76,9 +77,7 @@ def compare_windows(model, new, nanogpt):
     prompt = torch.randint(0, 50257, (1, 1024 - new))
     ways = {"ours": lambda: generate(model, prompt, new, top_k=200)}
     if nanogpt:
-        sys.path.insert(0, nanogpt)
-        import model as theirs
-
+        theirs = load_module(Path(nanogpt) / "model.py")
         their = theirs.GPT(theirs.GPTConfig(vocab_size=50257, dropout=0.0)).eval()
         ways["nanoGPT"] = lambda: their.generate(prompt, new, top_k=200)
     else:
@@ -99,7 +98,7 @@ def read_whole(model, tokens, new):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m bench.decode", description=__doc__)
     parser.add_argument("--nanogpt", help="a checkout of nanoGPT")
     parser.add_argument("--tokens", type=int, default=60, help="tokens of a timed sample")
     parser.add_argument("--new", type=int, default=32, help="tokens written at the end of a full context; 0: none")
@@ -114,4 +113,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.decode"):
+        main()

@@ -6,7 +6,6 @@ writes their metrics, machine and commit as RESULTS/RUN.json. cut FOLDER RUN: ta
 checkpoint, as if it had been killed before. same FOLDER RUN OTHER --to RESULTS: compares the weights of two runs.
 """
 
-import argparse
 import contextlib
 import json
 import shutil
@@ -20,6 +19,7 @@ import train_gpt2
 from bench.machine import facts, write
 from gpt2 import parallel
 from gpt2.checkpoint import checkpoints
+from gpt2.errors import Parser, one_line_errors
 from gpt2.guard import Guard
 from gpt2.load import load_run
 from pruning import Pruner
@@ -112,16 +112,15 @@ def same(folder, runs, to):
 def main():
     if sys.argv[1:2] == ["train"]:
         return train(sys.argv[2:])
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("numbers", "cut", "same"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("runs", nargs="+")
-    parser.add_argument("--to", type=Path)
+    parser = Parser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("what", choices=("train", "numbers", "cut", "same"), help="as above")
+    parser.add_argument("folder", type=Path, help="where the runs lie")
+    parser.add_argument("runs", nargs="+", help="their names")
+    parser.add_argument("--to", type=Path, help="folder of the results")
     args = parser.parse_args()
     {"numbers": numbers, "cut": cut, "same": same}[args.what](args.folder, args.runs, args.to)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.gpu"):
+        main()

@@ -10,8 +10,8 @@ measured so far. What the file holds of the same commit, machine and batch is no
 ends by then, and the same call again goes on. A step that gains nothing stays in the table.
 """
 
-import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -24,6 +24,7 @@ from bench.loops import SIZE, device, nanogpt, ours
 from bench.machine import RESULTS, facts, heading, path_of, write
 from bench.turns import in_turn, ratio, spread
 from gpt2 import kernels, parallel
+from gpt2.errors import Parser, one_line_errors
 
 PLAIN = dict(fused=False, wait=True, logits=True, keep=False, own_kernels=False, dtype="float32", compile=False)
 RUNGS = {  # name: what it has beyond the one before it
@@ -116,14 +117,12 @@ def page(runs):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.ladder", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m bench.ladder", description=__doc__)
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to measure beside")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each rung that count")
-    parser.add_argument("--vocab_size", type=int, nargs="+", default=[65, 50257])
+    parser.add_argument("--vocab_size", type=int, nargs="+", default=[65, 50257], help="(default: 65 50257)")
     parser.add_argument("--batch_size", type=int, default=16, help="sequences of a step")
-    parser.add_argument("--minutes", type=float, default=1e9, help="after which a call begins nothing new")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which a call begins nothing new")
     parser.add_argument("--to", type=Path, default=RESULTS, help="folder of speed.md and speed/")
     args = parser.parse_args()
     deadline, here = time.monotonic() + 60 * args.minutes, facts(device())
@@ -139,4 +138,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.ladder"):
+        main()

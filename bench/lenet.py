@@ -5,7 +5,6 @@ usually written, LeNet5, and LeNet5 under torch.compile, as lenet.train runs it 
 a process of its own, the three in turn; the first steps, in which it compiles, are not timed.
 """
 
-import argparse
 import platform
 import statistics
 import time
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from gpt2.errors import Parser, one_line_errors
 from gpt2.workers import pool
 from lenet.data import load_digits
 from lenet.model import LeNet5
@@ -47,11 +47,9 @@ def epoch(network, data_dir, batch_size=512):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="bench.lenet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m bench.lenet", description=__doc__)
     parser.add_argument("--data-dir", help="folder with MNIST's four IDX files; default: as lenet.train")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="epochs of each")
     args = parser.parse_args()
     results = {network: [] for network in NETWORKS}
     for _ in tqdm(range(args.rounds), unit="round", disable=None):
@@ -66,4 +64,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.lenet"):
+        main()

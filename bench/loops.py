@@ -9,6 +9,7 @@ import torch
 
 from gpt2 import kernels, parallel
 from gpt2.config import Config
+from gpt2.errors import UserError
 from gpt2.memory import keep_freed
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
@@ -94,6 +95,8 @@ def finish(model, optimizer):
 
 
 def load_module(path):
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: expected a checkout of nanoGPT")
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module

@@ -9,7 +9,6 @@ loader, on the shards it wrote. Medians of rates and, round by round, of ratios;
 the command's process and of its largest worker.
 """
 
-import argparse
 import platform
 import shutil
 import statistics
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from bench.machine import peak_of
 from gpt2 import tokenizer
+from gpt2.errors import Parser, one_line_errors
 from gpt2.shards import find_shards, read_meta
 
 
@@ -101,12 +101,10 @@ def loader(out_dir, block_size, batch_size, batches=2000):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="bench.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m bench.prepare", description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="parquet files with a column text")
-    parser.add_argument("--repeat", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=4, help="times the text is taken")
+    parser.add_argument("--rounds", type=int, default=3, help="times each is measured")
     args = parser.parse_args()
     results = {"alone": [], 1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -142,4 +140,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.prepare"):
+        main()

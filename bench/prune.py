@@ -11,7 +11,6 @@ many sequences a step has, and its share of the recipe's 524,288 tokens is worke
 Writes results/prune/MACHINE.json and prints the table.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -23,6 +22,7 @@ from bench import machine
 from bench.machine import RESULTS, alone, facts, heading, path_of, write
 from gpt2 import parallel
 from gpt2.config import Config
+from gpt2.errors import Parser, one_line_errors
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
 from pruning import Pruner
@@ -120,10 +120,8 @@ def table(model, numbers):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.prune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=MODELS, default="quickstart")
+    parser = Parser(prog="python -m bench.prune", description=__doc__)
+    parser.add_argument("--model", choices=MODELS, default="quickstart", help="whose shape is trained")
     parser.add_argument("--steps", type=int, help="steps of each that count; default 60, on the 124M model 6")
     parser.add_argument("--tokens", type=int, help="tokens of a sequence; default the model's whole context")
     parser.add_argument("--to", default=RESULTS, help="folder of prune/")
@@ -143,4 +141,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.prune"):
+        main()

@@ -7,7 +7,6 @@ a run can have, so that every share is an upper bound for runs that accumulate g
 two such events at the intervals of the config. Writes results/safety/MACHINE.json and prints the tables.
 """
 
-import argparse
 import dataclasses
 import os
 import statistics
@@ -19,6 +18,7 @@ import torch
 from bench.machine import RESULTS, facts, heading, path_of, write
 from gpt2 import parallel, silent
 from gpt2.config import load_config
+from gpt2.errors import Parser, one_line_errors
 from gpt2.guard import Guard, weight_of
 from gpt2.optimizer import make_optimizer
 from gpt2.placement import place
@@ -155,10 +155,10 @@ def report(name, result):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.safety", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m bench.safety", description=__doc__)
+    parser.add_argument(
+        "--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="of which configs (default: all)"
     )
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=10, help="steps that count")
     parser.add_argument("--to", default=RESULTS, help="folder of safety/")
     args = parser.parse_args()
@@ -173,4 +173,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.safety"):
+        main()

@@ -8,7 +8,6 @@ ranks than cores share them.
 Writes results/scaling/MACHINE.json and prints the table.
 """
 
-import argparse
 import os
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from bench.loops import SIZE, finish
 from bench.machine import RESULTS, facts, heading, path_of, write
 from gpt2.config import Config
+from gpt2.errors import Parser, one_line_errors
 from gpt2.memory import keep_freed
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
@@ -88,9 +88,7 @@ def table(found):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m bench.scaling", description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="divisors of 16, 1 among them")
     parser.add_argument("--rounds", type=int, default=7, help="steps of each kind that count")
     parser.add_argument("--to", default=RESULTS, help="folder of scaling/")
@@ -102,4 +100,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.scaling"):
+        main()

@@ -9,7 +9,6 @@ Writes results/select/MACHINE.json. --part leaves it to several calls: `ways`, t
 same over ranks (`ranks`, on a CPU).
 """
 
-import argparse
 import gc
 import json
 import statistics
@@ -25,6 +24,7 @@ from torch.nn.utils import prune
 from tqdm import tqdm
 
 from bench.machine import RESULTS, alone, facts, heading, path_of, peak_memory, write
+from gpt2.errors import Parser, one_line_errors
 from pruning import Pruner
 from pruning.choice import lowest
 from pruning.criteria import bitter7
@@ -170,15 +170,16 @@ def compare(layers, width, device, rounds, ways):
     return results
 
 
+PARTS = ("ways", "sizes", "ranks")
+
+
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--part", choices=("ways", "sizes", "ranks"), nargs="+", default=["ways", "sizes", "ranks"])
+    parser = Parser(prog="python -m bench.select", description=__doc__)
+    parser.add_argument("--layers", type=int, default=12, help="blocks of the model")
+    parser.add_argument("--width", type=int, default=768, help="of its residual stream")
+    parser.add_argument("--rounds", type=int, default=3, help="updates of each way")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="of what is measured (default: all)")
     parser.add_argument("--to", default=RESULTS, help="folder of select/")
     args = parser.parse_args()
     layers, width, device, rounds = args.layers, args.width, args.device, args.rounds
@@ -206,4 +207,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.select"):
+        main()

@@ -6,7 +6,6 @@ middle and at the end, and saves a checkpoint of every second step. Of two ranks
 --torchrun, torchrun itself, which passes the signal on to both and then ends with 1.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from gpt2.errors import Parser, one_line_errors
 from gpt2.metrics import read_metrics
 from tests.torture import difference, end_of
 
@@ -106,13 +106,13 @@ def measure(folder, phase, ranks, number, expected, torchrun):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.stops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m bench.stops", description=__doc__)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks (default: 1 2)")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="when to signal (default: all)")
+    parser.add_argument(
+        "--signals", nargs="+", choices=[number.name for number in SIGNALS], help="what to send (default: each in turn)"
     )
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--torchrun", action="store_true", help="ask torchrun, where there are two ranks")
-    parser.add_argument("--signals", nargs="+", choices=[number.name for number in SIGNALS])
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, sys.exit)
     try:
@@ -144,4 +144,5 @@ def measure_all(args):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.stops"):
+        main()

@@ -11,7 +11,6 @@ config/shakespeare_char.py has, and the same with nanoGPT's own recipe; each wit
 Writes results/train/MACHINE.json.
 """
 
-import argparse
 import json
 import os
 import pickle
@@ -29,6 +28,7 @@ import numpy as np
 from bench.loops import SIZE, device, nanogpt, ours
 from bench.machine import RESULTS, facts, heading, path_of, write
 from bench.turns import in_turn, ratio
+from gpt2.errors import Parser, one_line_errors
 
 QUICKSTART = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
@@ -110,11 +110,9 @@ def write_nanogpt_data(text, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--vocab_size", type=int, nargs="+", default=[65, 50257])
+    parser = Parser(prog="python -m bench.train", description=__doc__)
+    parser.add_argument("--batch_size", type=int, default=16, help="sequences of a step")
+    parser.add_argument("--vocab_size", type=int, nargs="+", default=[65, 50257], help="(default: 65 50257)")
     parser.add_argument("--rounds", type=int, default=8, help="steps of each that count")
     parser.add_argument("--shakespeare", metavar="INPUT.TXT", help="compare whole runs on this text instead")
     parser.add_argument("--to", default=RESULTS, help="folder of train/")
@@ -134,4 +132,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m bench.train"):
+        main()

@@ -7,7 +7,6 @@ decoding gives back what was encoded. prepare_fineweb.py --tokenizer FILE makes 
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -41,13 +40,11 @@ def texts_of(source):
 
 
 def main(arguments=None):
-    parser = Parser(
-        prog="python -m gpt2.bpe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m gpt2.bpe", description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help="as of prepare_fineweb.py")
-    parser.add_argument("--vocab_size", type=int, default=4096, help="from 257 to 65,536 (default: %(default)s)")
-    parser.add_argument("--to", default="tokenizer.json", help="(default: %(default)s)")
-    parser.add_argument("--text_column", default="text", help="(default: %(default)s)")
+    parser.add_argument("--vocab_size", type=int, default=4096, help="from 257 to 65,536")
+    parser.add_argument("--to", default="tokenizer.json", help="the file to write")
+    parser.add_argument("--text_column", default="text", help="column or key that holds the text")
     parser.add_argument("--skip_bad", action="store_true", help="leave out documents that are empty or no text")
     with one_line_errors(parser.prog, leave=sys.exit):
         args = parser.parse_args(arguments)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2.config import ARCHITECTURE, differences, setting_changes
 from gpt2.errors import UserError
-from gpt2.files import from_json
+from gpt2.files import read_json
 from gpt2.placement import fill
 from gpt2.tokenizer import description_in
 
@@ -122,18 +122,6 @@ def read_manifest(path):
     if re.fullmatch(r"step-\d{8,}", path.name) and path.name != f"step-{manifest['step']:08d}":
         raise ValueError(f"manifest.json is of step {manifest['step']}")
     return manifest
-
-
-def read_json(path):
-    """The JSON value in `path`; one of DAMAGED where it is none, or no file of sane size."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path.name}")
-    if path.stat().st_size > 1 << 26:
-        raise ValueError(f"{path.name} is larger than 64 MiB")
-    try:
-        return from_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} cannot be read as JSON: {error}") from None
 
 
 def verify(path):

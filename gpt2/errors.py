@@ -2,10 +2,13 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
 import time
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk or a quota says that takes no more
 
 
 class UserError(Exception):
@@ -19,8 +22,21 @@ class UserError(Exception):
         self.shared = shared
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and the default of every option that has one."""
+
+    def _get_help_string(self, action):
+        value, said = action.default, "default" in (action.help or "")
+        plain = type(value) in (int, float) or type(value) is str and value not in ("", argparse.SUPPRESS)
+        shown = plain and not said and action.option_strings and not action.required
+        return (action.help or "") + (" (default: %(default)s)" if shown else "")
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line."""
+    """An ArgumentParser whose complaints are one line, and whose help names the defaults."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=Help, **options)
 
     def error(self, message):
         raise UserError(message)
@@ -78,6 +94,7 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:  # as of `| head`: nobody is left to tell
         sys.stdout = sys.stderr = open(os.devnull, "w")
         leave(1)
@@ -86,6 +103,12 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
             expect_the_end(5)
         if not (rank and getattr(error, "shared", False)):
             say_error(program, error)
+        leave(2)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        say_error(program, f"what is printed, or a file, cannot be written: {error}")
+        sys.stdout = open(os.devnull, "w")
         leave(2)
     except RuntimeError as error:
         if not lost_a_peer(error):

@@ -72,7 +72,7 @@ def measure_validation(args, found, model, world, dtype):
             dtype,
             lambda rows: bar.update(rows * world.size),
         )
-    return {"strided" if args.stride else "validation": facts | {"data_dir": str(data_dir)}}
+    return {"strided" if args.stride else "validation": facts | {"data_dir": load.public(data_dir)}}
 
 
 def bytes_of_data(found, data_dir):
@@ -97,7 +97,7 @@ def measure_hellaswag(args, found, model, world, dtype):
     items, words = hellaswag.read_items(args.hellaswag), load.tokenizer_of(found, args.data_dir)
     with progress(len(items), "item", shown=world.is_main, leave=False) as bar:
         facts = hellaswag.evaluate(items, words, model, world, dtype, lambda items: bar.update(items * world.size))
-    return {"hellaswag": facts | {"source": str(args.hellaswag)}}
+    return {"hellaswag": facts | {"source": load.public(args.hellaswag)}}
 
 
 def measure_tasks(args, found, model, world, dtype):
@@ -176,7 +176,7 @@ def make_parser():
     parser.add_argument(
         "--lm_eval", metavar="TASKS", help="tasks of lm-evaluation-harness, or YAML files of one's own, by commas"
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the best that is there")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), help="of the computation (default: the run's, or auto)"
     )

@@ -36,7 +36,7 @@ def write_lazily(path, entries, metadata):
         for name, expected in ordered(announced):
             tensor = readers[name]()
             if tensor.dtype != expected.dtype or tensor.shape != expected.shape:
-                raise ValueError(f"{name}: {tensor.dtype} {tensor.shape}, announced: {expected.dtype} {expected.shape}")
+                raise UserError(f"{name} is {list(tensor.shape)}, where its config says {list(expected.shape)}")
             file.write(bytes_of(tensor))
         file.flush()
         os.fsync(file.fileno())
@@ -153,7 +153,7 @@ def main(arguments):
     parser.add_argument(
         "source", metavar="OUT_DIR", help="folder of a run (its newest checkpoint), of one checkpoint, or an export"
     )
-    parser.add_argument("--format", choices=tuple(WRITERS), default="hf")
+    parser.add_argument("--format", choices=tuple(WRITERS), default="hf", help="for transformers, or docs/bitmask.md's")
     parser.add_argument("--to", required=True, help="folder to write; must not be there")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the weights; zeros stay zeros")
     parser.add_argument("--license", default="mit", help="for the model card, as the hub names licences")

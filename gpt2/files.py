@@ -58,6 +58,18 @@ def from_json(text):
         raise ValueError("nested too deep") from None
 
 
+def read_json(path):
+    """The JSON value in the file `path`. FileNotFoundError where none is there, ValueError where it is no sane JSON."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path.name}")
+    if path.stat().st_size > 1 << 26:
+        raise ValueError(f"{path.name} is larger than 64 MiB")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read as JSON: {error}") from None
+
+
 def write_json(path, value):
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 

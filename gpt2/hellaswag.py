@@ -28,14 +28,21 @@ def read_items(source):
     hub)."""
     items = from_file(source) if Path(source).is_file() else from_datasets(source)
     for number, item in enumerate(items, 1):
-        known = item if isinstance(item, dict) else {}
-        lacking = [name for name, kind in FIELDS.items() if not isinstance(known.get(name), kind)]
-        if lacking or not str(item["label"]).isdigit() or not int(item["label"]) < len(item["endings"]):
-            why = f"lacks {', '.join(lacking)}" if lacking else f"has label {item['label']!r}: use a split with labels"
-            raise UserError(f"{source}: item {number} {why}")
+        if wrong := wrong_with(item if isinstance(item, dict) else {}):
+            raise UserError(f"{source}: item {number} {wrong}")
     if not items:
         raise UserError(f"{source}: holds no item of HellaSwag")
     return items
+
+
+def wrong_with(item):
+    """What keeps an item from being scored, or None."""
+    if lacking := [name for name, kind in FIELDS.items() if not isinstance(item.get(name), kind)]:
+        return f"lacks {', '.join(lacking)}"
+    if not all(isinstance(ending, str) for ending in item["endings"]):
+        return "has endings that are no texts"
+    if str(item["label"]) not in map(str, range(len(item["endings"]))):
+        return f"has label {item['label']!r:.40}: use a split with labels"
 
 
 def from_file(path):

@@ -101,7 +101,7 @@ def token_bytes(words):
         counts = [1] * words.vocab_size
     else:
         described, counts = json.loads(words.tokenizer_json), [0] * words.vocab_size
-        if (described.get("decoder") or {}).get("type") != "ByteLevel":
+        if (described.get("decoder") or {}).get("type") != "ByteLevel" or described["model"].get("type") != "BPE":
             return None
         for token, number in described["model"]["vocab"].items():
             counts[number] = len(token)  # one letter a byte

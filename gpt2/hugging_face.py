@@ -12,11 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from gpt2.errors import UserError, first_line
-from gpt2.files import from_json
+from gpt2.files import read_json
 from gpt2.model import GPT, GPTConfig
 
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# Beyond these a config.json is damaged, and the attempt to make such a model would take all the memory or all day.
+LARGEST = {"n_layer": 1000, "n_head": 2**14, "n_embd": 2**20, "block_size": 2**24, "vocab_size": 2**24}
 
 # What GPT-2 takes for granted: a config.json that says otherwise describes a model that gpt2/model.py does not compute.
 FIXED = {
@@ -33,17 +36,16 @@ def sizes_of(folder):
     """The GPTConfig of the config.json in `folder`. UserError where it is of another architecture."""
     path = Path(folder) / "config.json"
     try:
-        theirs = from_json(path.read_text())
-        if theirs.get("model_type") != "gpt2":
-            raise UserError(
-                f"{path}: model_type is {theirs.get('model_type')!r}, expected 'gpt2': only GPT-2 models are read"
-            )
+        theirs = read_json(path)
+        kind = theirs.get("model_type") if isinstance(theirs, dict) else None
+        if kind != "gpt2":
+            raise UserError(f"{path}: model_type is {kind!r}, expected 'gpt2': only GPT-2 models are read")
         sizes = GPTConfig(
             **{name: theirs[name] for name in ("n_layer", "n_head", "n_embd", "vocab_size")},
             block_size=theirs.get("n_positions") or theirs["n_ctx"],
         )
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {error}") from None
     except KeyError as error:
         raise UserError(f"{path}: lacks {error}, which a GPT-2 config has") from None
     require_plausible(sizes, path)
@@ -57,9 +59,11 @@ def sizes_of(folder):
 
 def require_plausible(sizes, where):
     """UserError where these are not the sizes of a GPT."""
-    for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-        if type(value := getattr(sizes, name)) is not int or value < 1:
-            raise UserError(f"{where}: {name} is {value!r}, expected a whole number above 0")
+    for name in LARGEST:
+        if type(value := getattr(sizes, name)) is not int or not 1 <= value <= LARGEST[name]:
+            raise UserError(f"{where}: {name} is {value!r:.40}, expected a whole number from 1 to {LARGEST[name]:,}")
+    if type(sizes.bias) is not bool or type(sizes.dropout) not in (int, float) or not 0 <= sizes.dropout < 1:
+        raise UserError(f"{where}: expected bias to be true or false, and 0 <= dropout < 1")
     if sizes.n_embd % sizes.n_head:
         raise UserError(f"{where}: n_embd={sizes.n_embd} is not divisible by n_head={sizes.n_head}")
 
@@ -92,7 +96,7 @@ def weight_files(folder):
         return [folder / WEIGHTS]
     if (folder / INDEX).exists():
         try:
-            names = from_json((folder / INDEX).read_text())["weight_map"].values()
+            names = read_json(folder / INDEX)["weight_map"].values()
             return [folder / Path(name).name for name in sorted(set(names))]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder / INDEX}: does not name files of weights: {first_line(error)}") from None

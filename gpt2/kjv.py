@@ -20,7 +20,7 @@ def write(path):
 
 def main(arguments):
     parser = Parser(prog="python -m gpt2.kjv", description=__doc__.partition(":")[0])
-    parser.add_argument("file", metavar="FILE", help="where the text goes")
+    parser.add_argument("file", metavar="FILE", help="where the text goes, such as data/kjv.txt")
     with one_line_errors(parser.prog, OSError):
         write(parser.parse_args(arguments).file)
 

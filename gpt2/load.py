@@ -4,6 +4,7 @@ Face's.
 Weights are read tensor by tensor, when they are asked for; nothing that is read can run code.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -13,12 +14,14 @@ import torch
 from safetensors import SafetensorError
 
 from gpt2 import bitmask, checkpoint, hugging_face, tokenizer
-from gpt2.config import Config, checked
+from gpt2.config import Config, checked, out_of_range
 from gpt2.data import describe_data
-from gpt2.errors import UserError
-from gpt2.files import from_json
+from gpt2.errors import UserError, first_line
+from gpt2.files import read_json
+from gpt2.metrics import is_number
 from gpt2.model import GPT, GPTConfig
 from gpt2.shards import find_shards, read_meta
+from gpt2.tokenizer import description_in
 
 ORIGIN = "origin.json"  # in an exported folder: of which run it is, and its tokenizer
 
@@ -56,15 +59,16 @@ def find(path):
     folder, manifest = checkpoint.at(path)
     config = run_config(manifest["config"], f"{folder}/manifest.json")
     file = hugging_face.open_safetensors(folder / "model.safetensors")
-    tensors = {name: partial(file.get_tensor, name) for name in file.keys()}
-    return Found(folder, "checkpoint", sizes_in(config), tensors, config, manifest)
+    tensors, sizes = {name: partial(file.get_tensor, name) for name in file.keys()}, sizes_in(config)
+    hugging_face.require_plausible(sizes, f"{folder}/manifest.json")
+    return Found(folder, "checkpoint", sizes, tensors, config, facts_in(manifest))
 
 
 def is_hugging_face(path):
     """Whether a config.json says so, or lies beside weights: then hugging_face.sizes_of tells what is wrong with it."""
     try:
-        theirs = from_json((path / "config.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
+        theirs = read_json(path / "config.json")
+    except FileNotFoundError:
         return False
     except (OSError, ValueError):
         theirs = None
@@ -76,9 +80,8 @@ def find_bitmask(path):
         file = bitmask.open_file(path)
         tensors = {name: partial(bitmask.read, file, name) for name in bitmask.names(file)}
         facts = known(path)
-        sizes = GPTConfig(
-            **{f.name: from_json((path / ORIGIN).read_text())["sizes"][f.name] for f in fields(GPTConfig)}
-        )
+        sizes = read_json(path / ORIGIN)["sizes"]
+        sizes = GPTConfig(**{f.name: sizes[f.name] for f in fields(GPTConfig)})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read as a bitmask export: {error}") from None
     hugging_face.require_plausible(sizes, path / ORIGIN)
@@ -88,25 +91,39 @@ def find_bitmask(path):
 def known(path):
     """What an exported folder says of its origin, as fields of Found; {} for folders of other tools."""
     try:
-        origin = from_json((path / ORIGIN).read_text())
+        origin = read_json(path / ORIGIN)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path / ORIGIN}: cannot be read as JSON: {error}") from None
-    parts = [origin.get("config"), origin.get("tokenizer")] if isinstance(origin, dict) else [origin]
-    if not all(isinstance(part, dict | None) for part in parts):
+        raise UserError(f"{path}: {error}") from None
+    known = isinstance(origin, dict) and [origin.get("config"), origin.get("tokenizer")]
+    if not known or not all(isinstance(part, dict | None) for part in known):
         raise UserError(f"{path / ORIGIN}: is not as an export writes it: export again")
     config = origin.get("config")
-    return {"config": config and run_config(config, path / ORIGIN), "origin": origin}
+    return {"config": config and run_config(config, path / ORIGIN), "origin": facts_in(origin)}
+
+
+def facts_in(origin):
+    """What a manifest or an origin.json says of the run, as far as it is of its kind."""
+    step, val_loss = origin.get("step"), origin.get("val_loss")
+    facts = {"step": step} if type(step) is int and 0 <= step < 2**53 else {}
+    facts |= {"val_loss": val_loss} if is_number(val_loss) else {}
+    return facts | {"data": shard_rows(origin.get("data")), "tokenizer": description_in(origin.get("tokenizer"))}
+
+
+def shard_rows(data):
+    """[[name, ...], ...] of training shards, as this version or earlier ones list them; [] where it is no such list."""
+    rows = data.get("shards", data.get("train")) if isinstance(data, dict) else data
+    rows = [row if isinstance(row, list) else [row] for row in rows] if isinstance(rows, list) else []
+    return [row for row in rows if row and isinstance(row[0], str)]
 
 
 def run_config(values, where):
-    """The Config of a run from a manifest. Options that this version does not know are left out: they do not change the
-    model."""
+    """The Config of a run from a manifest. UserError names the first value that this version does not know or take."""
     problems = []
     config = Config(**checked(values, f"{where}: ", problems))
-    if problems:
-        raise UserError("\n".join(problems))
+    if problems := problems or [f"{where}: {line}" for line in out_of_range(config, {})]:
+        raise UserError(problems[0])
     return config
 
 
@@ -118,9 +135,12 @@ def sizes_in(config):
 def build(found, device):
     """The GPT of what was found, in evaluation mode on `device`. UserError where names, shapes or bytes are not the
     model's."""
-    with torch.device("meta"):
-        model = GPT(found.sizes)
-    model = model.to_empty(device=device)
+    try:
+        with torch.device("meta"):
+            model = GPT(found.sizes)
+        model = model.to_empty(device=device)
+    except RuntimeError as error:
+        raise UserError(f"{found.folder}: no room for a model of its sizes: {first_line(error)}") from None
     model.lm_head.weight = model.transformer.wte.weight
     parameters = model.tensors()
     if parameters.keys() != found.tensors.keys():
@@ -142,7 +162,7 @@ def read(found, name):
     try:
         return found.tensors[name]()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{found.folder}: {name} cannot be read: {error}") from None
+        raise UserError(f"{found.folder}: {name} cannot be read: {first_line(error)}") from None
 
 
 def tokenizer_of(found, data_dir=None):
@@ -153,8 +173,8 @@ def tokenizer_of(found, data_dir=None):
         if not path.exists():
             raise UserError(f"{found.folder}: holds no tokenizer.json, as save_pretrained of a tokenizer writes it")
         try:
-            return tokenizer.load({"tokenizer": "bpe", "tokenizer_json": path.read_text()})
-        except UserError as error:
+            return tokenizer.load({"tokenizer": "bpe", "tokenizer_json": path.read_text(encoding="utf-8")})
+        except (OSError, ValueError, UserError) as error:
             raise UserError(f"{path}: {error}") from None
     words = tokenizer.load(found.origin.get("tokenizer") or tokenizer_of_data(found, data_dir))
     size = found.sizes.vocab_size
@@ -171,7 +191,7 @@ def tokenizer_of_data(found, data_dir=None):
     UserError where these are not there any more, or others are in their place.
     """
     data_dir = data_dir or (found.config and found.config.data_dir)
-    if described := tokenizer.description_in(read_meta(data_dir) if data_dir else None):
+    if described := description_in(read_meta(data_dir) if data_dir else None):
         require_trained_on(found, data_dir)
         return described
     if found.sizes.vocab_size >= 50257:  # as shards without a meta.json are
@@ -196,10 +216,19 @@ def require_trained_on(found, data_dir):
 
 
 def origin_of(found, words):
-    """What an export keeps of where its weights come from, as JSON."""
-    kept = {name: found.origin[name] for name in ("step", "val_loss", "data") if name in found.origin}
+    """What an export keeps of where its weights come from, as JSON; nothing of where things lay on the machine."""
+    kept = {name: found.origin[name] for name in ("step", "val_loss", "data") if found.origin.get(name) is not None}
     config = asdict(found.config) if found.config else None
+    if config:
+        config |= {name: public(config[name]) for name in ("out_dir", "data_dir", "init_from")}
     return {"sizes": asdict(found.sizes), "tokenizer": words.describe(), "config": config, **kept}
+
+
+def public(path):
+    """A path as it may be published: where it lies on this machine is nobody's business."""
+    if os.path.isabs(path) or ".." in Path(path).parts:
+        return os.path.basename(os.path.abspath(path))
+    return path
 
 
 def load_run(path, device):

@@ -7,6 +7,7 @@ from pathlib import Path
 from gpt2.files import from_json
 
 EVALUATION = "evaluation.json"
+BY_LAYER = "layer_sparsity"  # {layer: share of its weights that are zero}
 
 
 def read_metrics(path):
@@ -23,9 +24,10 @@ def read_metrics(path):
 
 def measured(line):
     """What is a number in it."""
-    numbers = {name: value for name, value in line.items() if is_number(value)}
-    if isinstance(layers := line.get("layer_sparsity"), dict) and all(map(is_number, layers.values())):
-        numbers["layer_sparsity"] = layers
+    numbers = {name: value for name, value in line.items() if is_number(value) and name != BY_LAYER}
+    layers = line.get(BY_LAYER)
+    if layers and isinstance(layers, dict) and all(map(is_number, layers.values())):
+        numbers[BY_LAYER] = layers
     return numbers
 
 
@@ -48,9 +50,9 @@ def measures(evaluation):
     tasks = found.pop("lm_eval", None)
     for part, facts in (found | (tasks if isinstance(tasks, dict) else {})).items():
         for name, value in facts.items() if isinstance(facts, dict) else ():
-            if isinstance(value, float) and not name.endswith("_stderr"):
+            if isinstance(value, float) and is_number(value) and not name.endswith("_stderr"):
                 error = facts.get(f"{name}_stderr")
-                rows.append((part, name, value, error if isinstance(error, float) else None))
+                rows.append((part, name, value, error if is_number(error) else None))
     return rows
 
 

@@ -2,7 +2,6 @@
 load it."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from gpt2 import bitmask, load
 from gpt2.config import FIELDS, Config, with_defaults_resolved
@@ -87,7 +86,7 @@ def training(found):
         return ""
     step = found.origin.get("step", config.max_iters)
     facts = [
-        ("data", public(config.data_dir)),
+        ("data", load.public(config.data_dir)),
         ("steps", f"{step:,} of {config.max_iters:,}"),
         ("tokens seen", f"{step * config.tokens_per_step:,}"),
         ("criterion", config.criterion),
@@ -101,21 +100,10 @@ def training(found):
             ("allocation", config.allocation),
             ("target sparsity", f"{config.target_sparsity:g}"),
         ]
-    shards = [name for name, *_ in shard_rows(found.origin.get("data"))]
+    shards = [name for name, *_ in found.origin.get("data", [])]
     if shards:
         facts.insert(1, ("shards", f"{len(shards)}: {shards[0]}" + (f" ... {shards[-1]}" if len(shards) > 1 else "")))
     return "## Training\n\n" + table(("", ""), facts) + "\n\n```\n" + command(config) + "\n```"
-
-
-def public(path):
-    """A path as a card may show it: where it lies on this machine is nobody's business."""
-    return Path(path).name if Path(path).is_absolute() else path
-
-
-def shard_rows(data):
-    """[[name, ...], ...] of the training shards in a manifest's "data"."""
-    rows = data.get("shards", data.get("train", [])) if isinstance(data, dict) else data
-    return [row if isinstance(row, list) else [row] for row in rows or []]
 
 
 def command(config):
@@ -125,7 +113,7 @@ def command(config):
     usual = asdict(with_defaults_resolved(replace(config, **derived)))
     usual = asdict(Config()) | {name: usual[name] for name in derived}
     machine = ("out_dir", "device", "vocab_size", "wandb_log", "wandb_project", "wandb_run_name")
-    config = replace(config, data_dir=public(config.data_dir), init_from=public(config.init_from))
+    config = replace(config, data_dir=load.public(config.data_dir), init_from=load.public(config.init_from))
     options = [
         f"--{name}={value}" for name, value in asdict(config).items() if value != usual[name] and name not in machine
     ]

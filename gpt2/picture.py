@@ -14,14 +14,19 @@ PICTURE = "training.png"
 
 
 def draw(out_dir):
-    """OUT_DIR/training.png: loss and sparsity over steps, from metrics.jsonl. Returns its path."""
+    """OUT_DIR/training.png: loss and sparsity over steps, from metrics.jsonl. Returns its path.
+
+    UserError where there is nothing to draw.
+    """
+    out_dir = Path(out_dir)
+    lines = read_metrics(out_dir / "metrics.jsonl")
+    if not any({"train_loss", "val_loss", "sparsity"} & line.keys() for line in lines):
+        raise UserError(f"{out_dir / 'metrics.jsonl'}: holds no loss and no sparsity to draw")
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    out_dir = Path(out_dir)
-    lines = read_metrics(out_dir / "metrics.jsonl")
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
     plot_losses(axis, lines)
     axis.set(xlabel="optimizer step", ylabel="loss (nats a token)")

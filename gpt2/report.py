@@ -19,8 +19,8 @@ from gpt2 import load
 from gpt2.config import FIELDS
 from gpt2.decode import generate
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import from_json, write_atomically
-from gpt2.metrics import measures, read_evaluation, read_metrics
+from gpt2.files import read_json, write_atomically
+from gpt2.metrics import BY_LAYER, measures, read_evaluation, read_metrics
 
 CURVES = ("val_loss", "train_loss", "sparsity", "learning_rate", "grad_norm", "tokens_per_second")
 POINTS = 2000  # of a curve in the page, at most
@@ -41,25 +41,33 @@ TABLE = (
 
 def read_run(out_dir, name, sample_tokens):
     """All that the page shows of a run, as JSON. UserError where the folder holds no run."""
-    lines = read_metrics(Path(out_dir) / "metrics.jsonl")
     try:
-        config = dict(from_json((Path(out_dir) / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{out_dir}: not the out_dir of a run: config.json: {error}") from None
+        config = read_json(Path(out_dir) / "config.json")
+        lines = read_metrics(Path(out_dir) / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{out_dir}: not the out_dir of a run: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{out_dir}: not the out_dir of a run: config.json holds no options")
     if not lines:
-        raise UserError(f"{out_dir}: metrics.jsonl holds no line yet")
+        raise UserError(f"{out_dir}: metrics.jsonl holds no line of numbers yet")
     found = checkpoint_of(out_dir)
     return {
         "name": name,
-        "config": config,
+        "config": {option: as_json(value) for option, value in config.items()},
         "summary": summary(lines, name),
         "curves": {
             curve: thinned([[line["step"], line[curve]] for line in lines if curve in line]) for curve in CURVES
         },
+        "progress": thinned(progress(lines)),
         "layers": layer_sparsity(lines, found),
         "sample": sample_of(out_dir, found, sample_tokens),
         "evaluation": evaluation_of(found),
     }
+
+
+def as_json(value):
+    """An option's value; as text where JSON has no such number."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def checkpoint_of(out_dir):
@@ -78,17 +86,19 @@ def summary(lines, name):
         row["perplexity"] = math.exp(min(last["val_loss"], 700))
     if speeds:
         row["tokens_per_second"] = median(speeds)
-    return row | {"run": name, "time": duration(seconds_of(lines))}
+    return row | {"run": name, "time": duration(3600 * progress(lines)[-1][2])}
 
 
-def seconds_of(lines):
-    """Seconds of training: of each line, its mean step time for the steps since the line before."""
-    total, before = 0.0, 0
+def progress(lines):
+    """[step, tokens, hours of training] at the start and at each line; step_ms is a mean since the line before."""
+    rows, before = [[0, 0, 0.0]], 0
     for line in lines:
-        if "step_ms" in line:
-            total += line["step_ms"] * (line["step"] - before) / 1000
+        _, tokens, hours = rows[-1]
+        if 0 <= line.get("step_ms", -1) < 1e12:
+            hours += line["step_ms"] * (line["step"] - before) / 3_600_000
             before = line["step"]
-    return total
+        rows.append([line["step"], line.get("tokens", tokens), hours])
+    return rows
 
 
 def duration(seconds):
@@ -97,8 +107,7 @@ def duration(seconds):
 
 
 def thinned(points):
-    """At most POINTS of the points, evenly, the last among them; numbers that JSON lacks (NaN) are left out."""
-    points = [point for point in points if isinstance(point[1], (int, float)) and math.isfinite(point[1])]
+    """At most POINTS of the points, evenly, the last among them."""
     step = -(-len(points) // POINTS)
     return points[:: step or 1] + (points[-1:] if step > 1 and (len(points) - 1) % step else [])
 
@@ -106,9 +115,7 @@ def thinned(points):
 def layer_sparsity(lines, found):
     """{"steps": [...], "names": [...], "shares": one list a layer}: from the metrics, else from the newest
     checkpoint."""
-    measured = [
-        (line["step"], line["layer_sparsity"]) for line in lines if isinstance(line.get("layer_sparsity"), dict)
-    ]
+    measured = [(line["step"], line[BY_LAYER]) for line in lines if BY_LAYER in line]
     if not measured and found:
         names = [name for name in found.tensors if name.endswith(MATRICES)]
         shares = {name: float((load.read(found, name) == 0).float().mean()) for name in sorted(names, key=natural)}
@@ -147,7 +154,7 @@ def sample_of(out_dir, found, tokens):
 def evaluation_of(found):
     """{"part metric": number} of the checkpoint's evaluation.json; {} where there is none."""
     rows = measures(read_evaluation(found.folder)) if found else []
-    return {f"{part} {name}": value for part, name, value, _ in rows if math.isfinite(value)}
+    return {f"{part} {name}": value for part, name, value, _ in rows}
 
 
 def names_of(folders):
@@ -175,10 +182,8 @@ def table(runs):
 def page(runs):
     """The HTML file, data inside."""
     defaults = {name: field.default for name, field in FIELDS.items()}
-    finite = lambda row: {name: value for name, value in row.items() if isinstance(value, str) or math.isfinite(value)}
-    runs = [run | {"summary": finite(run["summary"])} for run in runs]
     data = json.dumps({"runs": runs, "defaults": defaults}, allow_nan=False).replace("<", "\\u003c")
-    return PAGE.read_text().replace("DATA_OF_THE_RUNS", data)
+    return PAGE.read_text(encoding="utf-8").replace("DATA_OF_THE_RUNS", data)
 
 
 def main(arguments):

@@ -4,9 +4,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from gpt2.checkpoint import DAMAGED, read_json
+from gpt2.checkpoint import DAMAGED
 from gpt2.errors import UserError
-from gpt2.files import write_json
+from gpt2.files import read_json, write_json
 
 LIMIT = 3
 

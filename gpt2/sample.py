@@ -41,22 +41,18 @@ def sample(args):
 
 
 def main(arguments):
-    parser = Parser(
-        prog="python -m gpt2.sample",
-        description=__doc__.partition(":")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(prog="python -m gpt2.sample", description=__doc__.partition(":")[0])
     parser.add_argument("out_dir", help="a run, a checkpoint, an exported folder, or a Hugging Face GPT-2 folder")
     parser.add_argument("--prompt", default="", help="the text to continue; empty: a new document")
-    parser.add_argument("--num_samples", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=400)
+    parser.add_argument("--num_samples", type=int, default=1, help="how many texts")
+    parser.add_argument("--max_new_tokens", type=int, default=400, help="tokens of each, after the prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
     parser.add_argument("--top_k", type=int, default=200, help="draw among this many likeliest tokens; 0: among all")
-    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--seed", type=int, default=1337, help="of what is drawn")
     parser.add_argument(
         "--data_dir", help="the run's data, for a checkpoint of earlier versions, without its tokenizer"
     )
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the best that is there")
     parser.add_argument(
         "--sparse",
         action=argparse.BooleanOptionalAction,

@@ -9,7 +9,6 @@ A run is one file in OUT/runs. What is there is not run again, so the same comma
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
-import argparse
 import fnmatch
 import json
 import multiprocessing
@@ -124,9 +123,8 @@ def run_all(runs, folder, data_dir, device, jobs):
 
 def parse_command(arguments=None):
     parser = Parser(
-        prog="lenet.compare",
+        prog="python -m lenet.compare",
         description="Trains LeNet-5 with every optimizer and pruning method, and keeps the metrics of each run.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--out", type=Path, default=Path("out/lenet"), help="folder for the results; the runs go to its subfolder runs"
@@ -151,7 +149,11 @@ def parse_command(arguments=None):
 
 def main(arguments=None):
     with one_line_errors(
-        "lenet.compare", NotFiniteError, OSError, interrupted="interrupted; the same command continues", leave=sys.exit
+        "python -m lenet.compare",
+        NotFiniteError,
+        OSError,
+        interrupted="interrupted; the same command continues",
+        leave=sys.exit,
     ):
         options = parse_command(arguments)
         runs = {

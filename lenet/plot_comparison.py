@@ -11,14 +11,13 @@ from lenet.plots import NAMES, compare_models, load
 
 
 def main(arguments):
-    with one_line_errors("lenet.plot_comparison", OSError):
+    with one_line_errors("python -m lenet.plot_comparison", OSError):
         parser = Parser(
-            prog="lenet.plot_comparison", description="Draws accuracy, loss, sparsity and compression of several runs."
+            prog="python -m lenet.plot_comparison",
+            description="Draws accuracy, loss, sparsity and compression of several runs.",
         )
         parser.add_argument("files", nargs="+", type=Path, help="metrics that lenet.train or lenet.compare wrote")
-        parser.add_argument(
-            "--out", type=Path, default=Path("comparison.png"), help="the picture (default: %(default)s)"
-        )
+        parser.add_argument("--out", type=Path, default=Path("comparison.png"), help="the picture")
         args = parser.parse_args(arguments)
         groups = load(args.files)
         optimizers = dict.fromkeys(NAMES[group.optimizer] for group in groups)

@@ -11,8 +11,10 @@ from lenet.plots import load, training_plot
 
 
 def main(arguments):
-    with one_line_errors("lenet.plot_training", OSError):
-        parser = Parser(prog="lenet.plot_training", description="Draws loss, accuracy and sparsity of one run.")
+    with one_line_errors("python -m lenet.plot_training", OSError):
+        parser = Parser(
+            prog="python -m lenet.plot_training", description="Draws loss, accuracy and sparsity of one run."
+        )
         parser.add_argument("file", type=Path, help="metrics that lenet.train wrote")
         parser.add_argument("--out", type=Path, help="the picture (default: training_plot.png beside the file)")
         args = parser.parse_args(arguments)

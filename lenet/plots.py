@@ -405,9 +405,9 @@ def draw_all(folder):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.plots"):
+    with one_line_errors("python -m lenet.plots"):
         parser = Parser(
-            prog="lenet.plots",
+            prog="python -m lenet.plots",
             description="Draws every figure of a comparison, and its table, from the metrics in FOLDER/runs.",
         )
         parser.add_argument("folder", nargs="+", type=Path, help="folder that lenet.compare wrote to")

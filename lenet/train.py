@@ -34,9 +34,8 @@ RAMP = 0.8  # share of the training at whose end the target sparsity is reached:
 def parse(arguments=None):
     """The options as a namespace. UserError for values out of range and combinations that cannot be."""
     parser = Parser(
-        prog="lenet.train",
+        prog="python -m lenet.train",
         description="Trains LeNet-5 on MNIST, dense or pruned while it trains, and writes a JSON file of metrics.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "--optimizer",
@@ -300,7 +299,7 @@ def check_writable(path):
 
 
 def main(arguments=None):
-    with one_line_errors("lenet.train", NotFiniteError, OSError):
+    with one_line_errors("python -m lenet.train", NotFiniteError, OSError):
         options = parse(arguments)
         digits = load_digits(options.data_dir, options.device)
         print(

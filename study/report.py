@@ -361,7 +361,7 @@ def fill(document, made):
 
 
 def main(arguments):
-    parser = Parser(prog="study.report", description=__doc__.partition(":")[0])
+    parser = Parser(prog="python -m study.report", description=__doc__.partition(":")[0])
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
     parser.add_argument("--documents", nargs="*", type=Path, default=DOCUMENTS, help="whose generated parts are filled")
     with one_line_errors(parser.prog, OSError, leave=sys.exit):

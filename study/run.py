@@ -44,7 +44,7 @@ CURVE = ("step", "tokens", "train_loss", "val_loss", "learning_rate", "grad_norm
 
 
 def parse(arguments):
-    parser = Parser(prog="study.run", description=__doc__.partition(":")[0])
+    parser = Parser(prog="python -m study.run", description=__doc__.partition(":")[0])
     parser.add_argument("plan", help="a name in study/plans, or a file")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each; on CUDA, one GPU each")
     parser.add_argument("--seeds", type=whole_numbers, help="only these, as in 0,1")
@@ -309,7 +309,7 @@ def table(plan, results):
 
 def main(arguments):
     missing = "interrupted; the same command does what is missing"
-    with one_line_errors("study.run", OSError, interrupted=missing, leave=sys.exit):
+    with one_line_errors("python -m study.run", OSError, interrupted=missing, leave=sys.exit):
         args = parse(arguments)
         plan = load_plan(args.plan)
         if args.one:

@@ -114,10 +114,10 @@ def observe(plan, args):
 
 
 def main(arguments):
-    parser = Parser(prog="study.states", description=__doc__.partition(":")[0])
-    parser.add_argument("--plan", default="small")
-    parser.add_argument("--results", default=str(RESULTS))
-    parser.add_argument("--work", default="out/study")
+    parser = Parser(prog="python -m study.states", description=__doc__.partition(":")[0])
+    parser.add_argument("--plan", default="small", help="whose dense run is looked at (default: %(default)s)")
+    parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
+    parser.add_argument("--work", default="out/study", help="folder of data (default: %(default)s)")
     with one_line_errors(parser.prog, leave=sys.exit):
         args = parser.parse_args(arguments)
         torch.set_num_threads(1)

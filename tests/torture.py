@@ -6,7 +6,6 @@ that the next call goes on; results/reliability.md is the table of them. TMPDIR 
 in /dev/shm, they take a fraction of the time.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -21,6 +20,7 @@ import numpy as np
 
 from bench.machine import git
 from gpt2.checkpoint import verify
+from gpt2.errors import Parser, one_line_errors
 from gpt2.files import write_atomically
 from tests.gpt2.test_damage import damage
 from tests.zygote import ROOT, Zygote
@@ -255,9 +255,9 @@ def table(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m tests.torture", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=["ddp", "fsdp"], help="ddp, fsdp")
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "torture.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "torture.jsonl", help="what is done already")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the next call goes on")
     args = parser.parse_args()
     done, end = {key_of(result) for result in read(args.results)}, time.monotonic() + 60 * args.minutes
@@ -286,4 +286,5 @@ def read(path):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors("python -m tests.torture"):
+        main()

@@ -284,3 +284,24 @@ def test_an_export_says_where_it_comes_from(finished_run, command, tmp_path):
     origin = json.loads((folder / "origin.json").read_text())
     assert origin["step"] == 30 and origin["config"]["criterion"] == "bitter7"
     assert origin["tokenizer"]["tokenizer"] == "char"
+    assert origin["config"]["data_dir"] == "data" and origin["config"]["out_dir"] == "run"
+    data = finished_run("char").parent / "data"
+    assert command(evaluate, folder, "--data_dir", data, "--tokens", 64)[0] == 0
+    for path in folder.iterdir():
+        assert str(finished_run("char").parent).encode() not in path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize(
+    "path, published",
+    [("/home/me/books/", "books"), ("../../me/books", "books"), ("data/books", "data/books"), ("gpt2", "gpt2")],
+)
+def test_a_published_path_says_nothing_of_the_machine(path, published):
+    assert load.public(path) == published
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_behind_what_is_printed_is_one_line(finished_run):
+    command = [sys.executable, "prepare_fineweb.py", "--verify", finished_run("char").parent / "data"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "No space left" in done.stderr

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gpt2 import evaluate, hellaswag, load, parallel, tokenizer
+from gpt2.errors import UserError
 
 ITEMS = [
     {
@@ -160,3 +161,26 @@ def test_a_dataset_in_a_folder(parts, tmp_path):
         "\n".join(json.dumps(item | {"label": str(item["label"]), "ind": 0, "split_type": ""}) for item in ITEMS)
     )
     assert [item["ctx_b"] for item in hellaswag.read_items(tmp_path)] == ["the dog", "", "he"]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"label": ""}, "use a split with labels"),
+        ({"label": 4}, "use a split with labels"),
+        ({"label": "²"}, "use a split with labels"),
+        ({"endings": [1, 2]}, "endings that are no texts"),
+    ],
+)
+def test_items_that_cannot_be_scored_are_one_line(tmp_path, change, words):
+    (tmp_path / "items.jsonl").write_text("\n".join(json.dumps(item) for item in [ITEMS[0], ITEMS[1] | change]))
+    with pytest.raises(UserError, match=f"item 2 has .*{words}"):
+        hellaswag.read_items(tmp_path / "items.jsonl")
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe{", b"{", b"[" * 100_000, b"3", b"", b"[]"])
+def test_what_is_no_jsonl_of_hellaswag_is_one_line(tmp_path, data):
+    (tmp_path / "items.jsonl").write_bytes(data)
+    with pytest.raises(UserError) as refused:
+        hellaswag.read_items(tmp_path / "items.jsonl")
+    assert "\n" not in str(refused.value) and "items.jsonl" in str(refused.value)

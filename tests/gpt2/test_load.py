@@ -75,7 +75,7 @@ def test_folders_as_transformers_and_the_hub_lay_them_out(their_model, tmp_path,
         ({"n_layer": "2"}, "n_layer is '2', expected a whole number"),
         ({"n_embd": 0}, "n_embd is 0"),
         ({"n_head": 5}, "not divisible by n_head=5"),
-        ([], "cannot be read as JSON"),
+        ([], "model_type is None"),
     ],
 )
 def test_other_architectures_are_one_line(their_model, command, tmp_path, change, words):
@@ -188,6 +188,42 @@ def test_what_is_no_checkpoint_of_nanogpt_is_one_line(command, tmp_path, change,
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "mine").exists()
 
 
+@pytest.mark.parametrize(
+    "form, place, value",
+    [
+        ("bitmask", ("sizes", "n_embd"), 10**12),
+        ("bitmask", ("sizes", "dropout"), None),
+        ("bitmask", (), None),
+        ("hf", ("step",), [[1]]),
+        ("hf", ("val_loss",), "low"),
+        ("hf", ("data",), [[], 3.5, ["a.bin"]]),
+        ("hf", ("data",), float("nan")),
+        ("hf", ("tokenizer", "tokenizer"), [1]),
+        ("hf", ("config", "block_size"), -1),
+        ("hf", ("config", "dtype"), "float8"),
+        ("hf", (), None),
+        ("hf", (), {}),
+    ],
+)
+def test_an_origin_that_other_hands_have_changed(finished_run, command, tmp_path, form, place, value):
+    """Each command does without what is wrong, or refuses it in a line."""
+    folder = tmp_path / "exported"
+    assert command(export, finished_run("char"), "--format", form, "--to", folder)[0] == 0
+    origin = at = json.loads((folder / "origin.json").read_text())
+    for name in place[:-1]:
+        at = at[name]
+    at.update({place[-1]: value} if place else {})
+    (folder / "origin.json").write_text(json.dumps(origin if place else value))
+    data = finished_run("char").parent / "data"
+    for module, *arguments in (
+        (sample, "--device", "cpu", "--max_new_tokens", 3),
+        (evaluate, "--device", "cpu", "--data_dir", data, "--tokens", 32),
+        (export, "--to", tmp_path / "again"),
+    ):
+        code, _, err = command(module, folder, *arguments)
+        assert code in (0, 2) and len(err.splitlines()) == code // 2 and len(err) < 500, err
+
+
 class Runs:
     def __reduce__(self):
         return (sys.exit, (77,))
@@ -208,9 +244,9 @@ def test_a_finished_run_moved_without_its_data(finished_run, command, tmp_path):
     try:
         assert command(sample, tmp_path / "moved", "--device", "cpu", "--max_new_tokens", 5)[0] == 0
         assert command(export, tmp_path / "moved", "--to", tmp_path / "hf")[0] == 0
-        for source in (tmp_path / "moved", tmp_path / "hf"):
+        for source, name in ((tmp_path / "moved", data), (tmp_path / "hf", "data")):  # an export tells no place
             code, _, err = command(evaluate, source)
-            assert code == 2 and f"{data}: no such folder" in err and "with --data_dir" in err
+            assert code == 2 and f"data_dir={name}: " in err and "with --data_dir" in err
             code, _, err = command(evaluate, source, "--data_dir", elsewhere, "--tokens", 64)
             assert code == 0, err
     finally:

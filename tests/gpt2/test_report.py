@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 
-from gpt2 import report
+from gpt2 import picture, report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+BROWSERS = ("chromium", "chromium-browser", "chromium-headless-shell", "google-chrome", "chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def write_run(folder, loss, **config):
@@ -66,12 +67,16 @@ def test_the_page_asks_for_nothing(two_runs, command, tmp_path):
     assert not re.findall(r"(?:src|href)\s*=|@import|url\((?!#)|fetch\(|https?://(?!www\.w3\.org/)", text)
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
     assert [run["name"] for run in data["runs"]] == ["dense", "pruned"]
+    assert data["runs"][0]["progress"][-1] == [1000, 64_000, pytest.approx(100 / 3600)]
     assert data["runs"][0]["curves"]["val_loss"][-1] == [1000, pytest.approx(3.006)]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_a_browser_draws_it(two_runs, command, tmp_path):
+@pytest.mark.parametrize("axis", ["step", "hours"])
+def test_a_browser_draws_it(two_runs, command, tmp_path, axis):
     page = page_of(tmp_path, command, *two_runs)
+    with open(page, "a") as file:
+        file.write(f"<script>document.querySelector('[data-axis={axis}]').click()</script>")
     options = [
         "--headless",
         "--no-sandbox",
@@ -90,6 +95,9 @@ def test_a_browser_draws_it(two_runs, command, tmp_path):
         assert len(drawn) == (1 if curve == "sparsity" else 2), curve
         numbers = [float(n) for path in drawn for n in re.findall(r"-?[\d.]+", path)]
         assert len(numbers) > 20 and "NaN" not in figure
+        assert max(numbers[::2]) == pytest.approx(536, abs=1) and min(numbers[::2]) > 58
+    assert f'aria-pressed="true" data-axis="{axis}"' in dom
+    assert (">200</text>" in dom) == (axis == "step")
     assert dom.count('class="cell"') == 2 * 2 * 10  # runs, layers, evaluations
     assert dom.count('class="best"') == 4 and "losses do not compare" not in dom.partition("<script")[0]
     assert "h.0.mlp.c_fc" in dom and "60.0 %" in dom
@@ -109,10 +117,50 @@ def test_a_real_run_without_its_data(finished_run, command, tmp_path):
     assert sum(share[-1] for share in run["layers"]["shares"]) > 2 and len(run["sample"]) > 100
 
 
-@pytest.mark.parametrize("what, words", [("nothing", "not the out_dir of a run"), ("empty", "holds no line yet")])
+ODD = ("NaN", '"3.1"', "true", "null", "[1]", "{}", '{"h": "x"}', "1e999", "1" + "0" * 400)
+
+
+def test_what_is_no_number_is_left_out(tmp_path, command):
+    """Lines of metrics and options that other hands have changed, alone and among sound ones."""
+    out_dir = write_run(tmp_path / "run", 3.0, criterion="bitter7")
+    names = ("step", *report.CURVES, "step_ms", "layer_sparsity")
+    lines = [f'{{"step": 2000, "{name}": {value}}}' for name in names for value in ODD]
+    lines += [f'{{"step": 2000, "layer_sparsity": {{"h": {value}}}}}' for value in ODD]
+    lines += ["[]", "3", '{"step": -1}', '{"step": 1e3}']
+    sound, code = page_of(tmp_path, command, out_dir).read_text(), 0
+    with open(out_dir / "metrics.jsonl", "a") as file:
+        file.write("\n".join(lines) + "\n")
+    of = lambda text: json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])["runs"][0]
+    before, after = of(sound), of(page_of(tmp_path, command, out_dir).read_text())
+    assert after["curves"] == before["curves"] and after["layers"] == before["layers"]
+    assert after["summary"] | {"step": 1000} == before["summary"]
+    config = (out_dir / "config.json").read_text()
+    (out_dir / "config.json").write_text(config.replace("0.001", "Infinity"))
+    assert of(page_of(tmp_path, command, out_dir).read_text())["config"]["learning_rate"] == "inf"
+    code, _, err = command(picture, out_dir)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", '{"step": 3}\n', '{"step": 3, "val_loss": "low"}\n[3]\n'])
+def test_no_picture_is_drawn_of_nothing(tmp_path, command, text):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    code, _, err = command(picture, tmp_path)
+    assert code == 2 and "no loss" in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "training.png").exists()
+
+
+@pytest.mark.parametrize(
+    "what, words",
+    [
+        ("nothing", "not the out_dir of a run"),
+        ("empty", "holds no line of numbers yet"),
+        ("list", "holds no options"),
+        ("deep", "nested too deep"),
+    ],
+)
 def test_no_run_is_one_line(command, tmp_path, what, words):
-    if what == "empty":
-        (tmp_path / "config.json").write_text("{}")
+    if what != "nothing":
+        (tmp_path / "config.json").write_text("[" * 100_000 if what == "deep" else "[]" if what == "list" else "{}")
     code, _, err = command(report, tmp_path)
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1
 
