@@ -56,13 +56,16 @@ class StraightThrough(Pruner):
             if not (self.masks_shown and layer in self.masked):
                 local(dense).copy_(local(layer.parameter))
         due = super().step(number)
-        if due:
-            self.mask_as_shown()
         for layer, live in zip(self.layers, self.live):
             if layer in self.masked and not self.masks_shown:
                 zero_dead(local(layer.parameter), live)
         self.masks_shown = True
         return due
+
+    def prune_to(self, sparsity: float) -> None:
+        """Choose the mask anew, of as many weights as the sparsity asks for, and of no fewer than are masked."""
+        super().prune_to(max(sparsity, self.claimed / self.prunable))
+        self.mask_as_shown()
 
     def zero(self, i: int, rows: slice, live: torch.Tensor) -> None:
         zero_dead(local(self.layers[i].parameter)[rows], live)

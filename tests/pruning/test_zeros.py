@@ -253,6 +253,28 @@ def test_straight_through_shows_the_zeros_it_started_with():
     assert pruner.sparsity == pytest.approx(0.6, abs=1e-3) and (zeros_of(model) != before).any()
 
 
+def test_straight_through_never_shows_less_zeros_than_before():
+    model = sparse(0.6)
+    optimizer = adamw(model)
+    pruner = StraightThrough(model, optimizer, target_sparsity=0.9, begin=3, end=30, interval=3)
+    shown = []
+    for step in range(32):
+        train(model, optimizer, pruner, (step, step + 1))
+        shown.append(pruner.sparsity)
+    assert shown == sorted(shown) and shown[0] == shown[5] == pytest.approx(0.6, abs=1e-3) and shown[-1] > 0.899
+
+
+def test_straight_through_keeps_a_mask_that_was_asked_for_by_hand():
+    model = mlp()
+    optimizer = adamw(model)
+    pruner = StraightThrough(model, optimizer, target_sparsity=0.9, begin=100, end=100)
+    train(model, optimizer, pruner, (0, 2))
+    pruner.prune_to(0.5)
+    zero = zeros_of(model)
+    train(model, optimizer, pruner, (2, 6))
+    assert zero.sum() == pruner.pruned == 768 and (zeros_of(model) == zero).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_copy_is_brought_in_line(dtype, wrapped):
