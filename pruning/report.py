@@ -65,4 +65,4 @@ def average_parameters(parameters: int, prunable: int, updates: Sequence[tuple[i
     for step in range(1, steps + 1):
         total += current
         current = sparsity_after.get(step, current)
-    return parameters - prunable * total / steps
+    return parameters - prunable * total / max(1, steps)

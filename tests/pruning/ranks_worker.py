@@ -105,7 +105,48 @@ def methods(kind):
             pruner.step()
         result[method.__name__] = zeros_of(model)
         assert result[method.__name__].sum() == pruner.pruned == round(0.6 * pruner.prunable)
-    return result
+    return result | {"not finite": not_finite(kind), "by chance": by_chance(kind)}
+
+
+def steps_on_the_same_gradients(model, optimizer, pruner, count):
+    """(step, its gradients) of each, for the caller to change; then the step is taken, unless one is not finite."""
+    generator = torch.Generator().manual_seed(2)
+    for step in range(1, count + 1):
+        gradients = [torch.randn(shape, generator=generator) for shape in SHAPES]
+        yield step, gradients
+        for parameter, gradient in zip(model.parameters(), gradients):
+            parameter.grad = like(parameter, gradient)
+        pruner.mask_gradients()
+        if all(gradient.isfinite().all() for gradient in gradients):
+            optimizer.step()
+        pruner.step(step)
+
+
+def not_finite(kind):
+    """The zeros of a Regrow of which one due step has gradients that are not finite, in the rows of one rank."""
+    model = spread(linears(), kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = Regrow(model, optimizer, "magnitude", 0.5, "linear", begin=1, end=5)
+    for step, gradients in steps_on_the_same_gradients(model, optimizer, pruner, 7):
+        assert pruner.pruned == round(pruner.scheduled(step - 1) * pruner.prunable)
+        if step == 3:
+            gradients[3][-1] = math.nan
+    return zeros_of(model)
+
+
+def by_chance(kind):
+    """The zeros where some weights are zero at an update, and their states are not."""
+    model = spread(linears(), kind)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, optimizer, "random", 0.5, begin=3, end=3)
+    for step, _ in steps_on_the_same_gradients(model, optimizer, pruner, 9):
+        if step == 3:
+            local(next(model.parameters()).detach())[:, :4] = 0
+            optimizer.param_groups[0]["lr"] = 0.0
+        if step == 4:
+            optimizer.param_groups[0]["lr"] = 1e-2
+    assert zeros_of(model)[: 13 * 9].reshape(13, 9)[:, :4].all() and pruner.pruned == round(0.5 * pruner.prunable)
+    return zeros_of(model)
 
 
 class Conv1D(nn.Module):

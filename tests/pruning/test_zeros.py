@@ -89,6 +89,18 @@ def test_a_layer_that_is_zero_altogether_trains_after_a_resume_too():
     assert model[4].weight.all() and pruner.came_back() == 0
 
 
+def test_a_state_of_earlier_versions_is_read():
+    """Which did not say what is masked, nor how many zeros that makes."""
+    model = sparse(0.6)
+    optimizer = adamw(model)
+    state = Pruner(model, optimizer, target_sparsity=0.9, begin=100, end=100).state_dict()
+    pruner = Pruner(model, optimizer, target_sparsity=0.9, begin=100, end=100, keep_zeros=False)
+    pruner.load_state_dict({name: value for name, value in state.items() if name not in ("claimed", "masked")})
+    assert pruner.masked == pruner.layers and pruner.claimed == pruner.pruned
+    train(model, optimizer, pruner, (0, 12))
+    assert pruner.sparsity == pytest.approx(0.6, abs=1e-3)
+
+
 @pytest.mark.parametrize("criterion, target", [("bitter7", 0.9), ("random", 0.9), ("magnitude", 0.1)])
 def test_weights_that_are_zero_by_chance_stay_so_from_an_update_on(criterion, target):
     """As they happen to be in bfloat16, or where the first step's rate is zero: their states would move them."""
