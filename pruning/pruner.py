@@ -209,7 +209,7 @@ class Pruner:
             parts = lowest_of_all(self.scores, total, caps)
             self.threshold = parts[-1].threshold.key
             return parts
-        shares = list(self.allocation([layer.shape for layer in self.layers], sparsity))
+        shares = [float(share) for share in self.allocation([layer.shape for layer in self.layers], sparsity)]
         if len(shares) != len(sizes) or not all(math.isfinite(share) for share in shares):
             raise ValueError(
                 f"allocation {self.allocation_name} gave {shares}: expected a finite share for each of {len(sizes)} "

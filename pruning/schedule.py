@@ -39,7 +39,7 @@ def sparsity_at(step, schedule, target, begin, end):
     if step >= end:
         return target
     progress = (step - begin) / (end - begin)
-    share = schedule(progress)
+    share = float(schedule(progress))
     if not 0 <= share <= 1:
         raise ValueError(f"the schedule gave {share} at progress {progress:g}: expected a number in [0, 1]")
     return target * share

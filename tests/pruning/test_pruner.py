@@ -431,6 +431,18 @@ def test_pruned_weights_that_come_back_are_noticed(forgotten):
                 model[0].weight.data.fill_(0.5)
 
 
+def test_schedules_and_allocations_may_give_tensors():
+    model = mlp()
+    schedule, allocation = (lambda progress: torch.tensor(progress)), (lambda shapes, share: torch.full((3,), share))
+    pruner = Pruner(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), "magnitude", 0.5, schedule, 1, 4, allocation=allocation
+    )
+    for step in range(1, 4):
+        one_step(pruner)
+        assert pruner.pruned == round(0.5 * step / 4 * pruner.prunable)
+    json.dumps(pruner.state_dict())
+
+
 @pytest.mark.parametrize("kind, whose", [(torch.optim.Muon, "its whole matrix"), (torch.optim.LBFGS, "all others")])
 def test_optimizers_that_mix_weights_are_refused(kind, whose):
     model = linears((8, 8))
