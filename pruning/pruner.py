@@ -92,8 +92,9 @@ class Pruner:
         self.schedule, self.schedule_name = lookup(schedule, SCHEDULES, "schedule")
         self.allocation, self.allocation_name = lookup(allocation, ALLOCATIONS, "allocation")
         check_ranges(target_sparsity, begin, end, interval, max_layer_sparsity)
-        self.target_sparsity, self.begin, self.end, self.interval = target_sparsity, begin, end, interval
-        self.max_layer_sparsity = max(max_layer_sparsity, target_sparsity)
+        self.target_sparsity = float(target_sparsity)
+        self.begin, self.end, self.interval = int(begin), int(end), int(interval)
+        self.max_layer_sparsity = max(max_layer_sparsity, self.target_sparsity)
         self.layers = find_layers(model, prunable)
         self.ranks = find_ranks(self.layers, process_group)
         self.pattern = parse_pattern(pattern) if pattern else None
@@ -149,7 +150,7 @@ class Pruner:
         optimizer state is NaN or infinite."""
         self.counter.after_step()
         if number is not None:
-            self.counter.taken = number
+            self.counter.taken = int(number)
         taken = range(self.seen + 1, self.steps + 1)
         if number is None:
             self.counter.look(self.layers[0].parameter, stepped=bool(taken))
@@ -185,7 +186,7 @@ class Pruner:
     def prune_to(self, sparsity: float) -> None:
         """Prune now, until round(sparsity * prunable) weights are zero; those that are pruned stay so. ValueError for
         what is no share below 1, and for more than the pattern allows."""
-        most = self.pattern[0] / self.pattern[1] if self.pattern else 1.0
+        sparsity, most = float(sparsity), self.pattern[0] / self.pattern[1] if self.pattern else 1.0
         if not 0 <= sparsity < 1 or sparsity > most:
             allowed = f"0 <= sparsity <= {most:g}, as the pattern allows" if self.pattern else "0 <= sparsity < 1"
             raise ValueError(f"sparsity={sparsity}: expected {allowed}")

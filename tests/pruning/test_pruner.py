@@ -3,6 +3,7 @@ import functools
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn as nn
@@ -429,6 +430,16 @@ def test_pruned_weights_that_come_back_are_noticed(forgotten):
             pruner.step()
             if forgotten == "weights set anew" and pruner.pruned:
                 model[0].weight.data.fill_(0.5)
+
+
+def test_numbers_may_be_numpys():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    pruner = Pruner(model, optimizer, "bitter7", np.float32(0.25), begin=np.int64(1), end=np.int64(3))
+    optimizer.step()
+    pruner.step(np.int64(1))
+    pruner.prune_to(torch.tensor(0.5))
+    assert json.loads(json.dumps(pruner.state_dict()))["steps"] == 1 and pruner.sparsity == 0.5
 
 
 def test_schedules_and_allocations_may_give_tensors():
