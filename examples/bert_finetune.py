@@ -1,7 +1,7 @@
 """A BERT pruned while it is fine-tuned: python examples/bert_finetune.py [MODEL]
 
 MODEL is a name or folder for from_pretrained ("bert-base-uncased"); without one, a small BERT starts from nothing, so
-that the example needs no network. The task is made up: does the first token come again in the second half?
+that the example needs no network. The task is made up: is one certain token among the others, wherever it stands?
 """
 
 import sys
@@ -11,13 +11,15 @@ import transformers
 
 from pruning import Pruner
 
+WANTED = 5
+
 
 def batch(size, length, vocab_size, generator):
-    """(tokens [size, length], labels [size]): in every other row the first token comes again in the second half."""
-    ids = torch.randint(5, vocab_size, (size, length), generator=generator)
-    rows, labels = torch.arange(size), torch.arange(size) % 2
-    place = torch.randint(length // 2, length, (size,), generator=generator)
-    ids[rows, place] = torch.where(labels == 1, ids[:, 0], ids[rows, place])
+    """(tokens [size, length], labels [size]): every other row holds the token WANTED, somewhere."""
+    ids = torch.randint(WANTED + 1, vocab_size, (size, length), generator=generator)
+    labels = torch.arange(size) % 2
+    places = torch.randint(length, (size,), generator=generator)
+    ids[labels == 1, places[labels == 1]] = WANTED
     return ids, labels
 
 
