@@ -191,18 +191,14 @@ def main(arguments):
         found = parallel.agree(world, load.find, args.source)
         measures, model = measures_of(args, found), load.build(found, world.device)
         dtype = parallel.compute_dtype(args.dtype or found.dtype, world.device)
-        results = {}
+        facts = {"step": found.origin.get("step"), "device": world.device.type, "dtype": str(dtype)[6:]}
         for measure in measures:
-            results |= measure(args, found, model, world, dtype)
+            results = measure(args, found, model, world, dtype)
+            if world.is_main:  # each at once, as the next one may fail
+                print(text_of(results), flush=True)
+                path = keep(found.folder, results, facts | {"torch": torch.__version__})
         if world.is_main:
-            facts = {
-                "step": found.origin.get("step"),
-                "device": world.device.type,
-                "dtype": str(dtype)[6:],
-                "torch": torch.__version__,
-            }
-            print(text_of(results))
-            print(f"kept in {keep(found.folder, results, facts)}")
+            print(f"kept in {path}")
         parallel.stop()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -84,10 +85,15 @@ def test_unknown_tasks_are_one_line(finished_run, command, monkeypatch):
     assert code == 2 and "no_such_task" in err and len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["task: [", "", "task: mine\n", "task: mine\ndataset_path: json\n"])
+@pytest.mark.parametrize(
+    "text", ["task: [", "", "task: mine\n", "task: mine\ndataset_path: json\ndataset_kwargs: {data_files: no.jsonl}\n"]
+)
 def test_a_task_that_cannot_be_run_is_one_line(finished_run, command, tmp_path, monkeypatch, text):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "mine.yaml").write_text(text)
-    code, _, err = command(evaluate, finished_run("byte"), "--tokens", 64, "--lm_eval", tmp_path / "mine.yaml")
+    shutil.copytree(finished_run("byte"), tmp_path / "run")
+    code, out, err = command(evaluate, tmp_path / "run", "--tokens", 64, "--lm_eval", tmp_path / "mine.yaml")
+    (kept,) = tmp_path.glob("run/checkpoints/step-00000030/evaluation.json")
+    assert json.loads(kept.read_text())["validation"]["tokens"] == 64 and "validation: " in out
     lines = [line for line in err.splitlines() if "error:" in line]
     assert code == 2 and len(lines) == 1 and "lm-evaluation-harness" in lines[0] and "Traceback" not in err
