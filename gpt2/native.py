@@ -8,6 +8,8 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+from gpt2.errors import warn
+
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC")
 
 
@@ -15,18 +17,35 @@ def compiled(source):
     """The C++ file `source` as a ctypes library; None where it cannot be compiled.
 
     That takes seconds, once a machine: the library is kept in torch's folder of extensions under a hash of its source,
-    compiler and processor. It is linked without an OpenMP of its own, so that it finds torch's, and shares its threads.
+    compiler and processor; where that takes no files, each process compiles anew. It is linked without an OpenMP of its
+    own, so that it finds torch's, and shares its threads.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         return None
-    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
     try:
+        folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
         facts = repr((source.read_text(), compiler, FLAGS, processor()))
         library = folder / f"{source.stem}_{sha256(facts.encode()).hexdigest()[:16]}.so"
         if not library.exists():
             compile_into(library, source, compiler)
         return ctypes.CDLL(os.fspath(library))
+    except subprocess.CalledProcessError:
+        return None
+    except (OSError, RuntimeError) as error:  # no home, or one that takes no files, or whose files cannot be run
+        warn(
+            f"{source.stem} is compiled for this process alone ({error}); set TORCH_EXTENSIONS_DIR to a folder of yours"
+        )
+        return compiled_anew(source, compiler)
+
+
+def compiled_anew(source, compiler):
+    """The same library, kept nowhere: what a process has loaded needs its file no more."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            library = Path(folder, f"{source.stem}.so")
+            compile_into(library, source, compiler)
+            return ctypes.CDLL(os.fspath(library))
     except (OSError, subprocess.CalledProcessError):
         return None
 

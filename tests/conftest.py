@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,12 @@ import pytest
 from tests.zygote import Zygote
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests are small, and run side by side
+try:
+    (Path.home() / ".cache").mkdir(exist_ok=True)
+    tempfile.TemporaryFile(dir=Path.home() / ".cache").close()
+except (OSError, RuntimeError):  # a home that takes no files: what is kept there is kept elsewhere
+    for name in ("HF_HOME", "TORCH_EXTENSIONS_DIR", "MPLCONFIGDIR"):
+        os.environ.setdefault(name, str(Path(tempfile.gettempdir(), f"tests-{os.getuid()}", name)))
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 SMALL = [
