@@ -33,9 +33,7 @@ def compiled(source):
     except subprocess.CalledProcessError:
         return None
     except (OSError, RuntimeError) as error:  # no home, or one that takes no files, or whose files cannot be run
-        warn(
-            f"{source.stem} is compiled for this process alone ({error}); set TORCH_EXTENSIONS_DIR to a folder of yours"
-        )
+        warn(f"{source.stem} are compiled for this process alone: {error}; TORCH_EXTENSIONS_DIR=FOLDER keeps them")
         return compiled_anew(source, compiler)
 
 
