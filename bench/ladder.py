@@ -82,6 +82,9 @@ def table_of(batch_size, rows):
     tokens = batch_size * SIZE["block_size"]
     before = None
     for name, row in rows.items():
+        if "failed" in row:
+            lines.append(f"| {name} | failed: {row['failed'].splitlines()[-1]} |" + " |" * 5)
+            continue
         seconds, rival = row["seconds"], CHOSEN if "pruned" in name else before
         gain = f"{ratio(seconds, rows[rival]['seconds']) - 1:+.1%}" if rival else ""
         against = f"{ratio(seconds, rows['nanoGPT']['seconds']):.2f}x" if "nanoGPT" in rows else ""
@@ -109,7 +112,7 @@ def page(runs):
     for one in runs:
         lines += ["", f"## {one['machine']}", "", heading(one) + "."]
         for vocab_size, table in one["tables"].items():
-            steps = len(next(iter(table["rows"].values()))["seconds"])
+            steps = max(len(row.get("seconds", ())) for row in table["rows"].values())
             lines += ["", f"### {int(vocab_size):,} tokens, batch {table['batch_size']}, {one['machine']}", ""]
             lines += [f"{steps} steps of each count.", ""]
             lines += table_of(table["batch_size"], table["rows"])

@@ -48,6 +48,8 @@ def compare_steps(checkout, vocab_size, batch_size, rounds):
     if checkout:
         makers["nanoGPT"] = (nanogpt, (vocab_size, checkout))
     rows = in_turn(makers, vocab_size, (batch_size, SIZE["block_size"]), rounds)
+    if failed := [f"{name}: {row['failed']}" for name, row in rows.items() if "failed" in row]:
+        raise SystemExit("\n".join(failed))
     line = f"vocabulary {vocab_size:6,}"
     for name, row in rows.items():
         seconds = row["seconds"]

@@ -38,9 +38,10 @@ class Loop:
         try:
             found = self.pipe.recv()
         except EOFError:
-            raise RuntimeError(f"a loop's process ended: {self.process}") from None
+            self.process.join()
+            raise RuntimeError(f"its process ended with {self.process.exitcode}") from None
         if isinstance(found, str):
-            raise RuntimeError(f"a loop failed:\n{found}")
+            raise RuntimeError(found)
         return found
 
     def close(self):
@@ -75,25 +76,30 @@ def timed(step, inputs, targets):
 
 
 def in_turn(makers, vocab_size, shape, rounds, deadline=float("inf")):
-    """{name: {"seconds": [of each counted step], "loss": of the last, "memory": peak in bytes}}.
+    """{name: {"seconds": [of each counted step], "loss": of the last, "memory": peak in bytes}}, or {name: {"failed":
+    how}} of a loop whose process died on the way, as a compiler's may; the others go on.
 
     makers: {name: (function, arguments)}, as Loop takes them. Fewer rounds where they would end after `deadline`, in
     seconds of time.monotonic, but one at least.
     """
     loops = {name: Loop(make, arguments) for name, (make, arguments) in makers.items()}
-    taken = {name: [] for name in loops}
+    taken, failed = {name: [] for name in loops}, {}
     try:
         for number in tqdm(range(WARMUP + rounds), desc=f"vocabulary {vocab_size:,}", leave=False):
             begun = time.monotonic()
-            for name, loop in loops.items():
-                loop.step((2 * number, vocab_size, shape))
-                taken[name].append(loop.step((2 * number + 1, vocab_size, shape)))
+            for name in list(taken):
+                try:
+                    loops[name].step((2 * number, vocab_size, shape))
+                    taken[name].append(loops[name].step((2 * number + 1, vocab_size, shape)))
+                except RuntimeError as error:
+                    failed[name] = {"failed": str(error)}
+                    del taken[name]
             if number >= WARMUP and 2 * time.monotonic() - begun > deadline:
                 break
     finally:
         for loop in loops.values():
             loop.close()
-    return {name: summary(rows) for name, rows in taken.items()}
+    return {name: failed.get(name) or summary(taken[name]) for name in makers}
 
 
 def summary(rows):

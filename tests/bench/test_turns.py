@@ -36,10 +36,14 @@ def test_all_loops_take_the_same_batches_and_their_second_steps_count():
     assert min(rows["slow"]["seconds"]) >= 0.03 and ratio(rows["fast"]["seconds"], rows["slow"]["seconds"]) > 1
 
 
-@pytest.mark.parametrize("how, said", [("when it is made", "no such model"), ("in a step", "ended")])
-def test_a_loop_that_fails_is_an_error(how, said):
-    with pytest.raises(RuntimeError, match=said):
-        in_turn({"bad": (broken, (how,))}, 100, SHAPE, rounds=1)
+def test_a_loop_that_cannot_be_made_is_an_error():
+    with pytest.raises(RuntimeError, match="no such model"):
+        in_turn({"bad": (broken, ("when it is made",))}, 100, SHAPE, rounds=1)
+
+
+def test_a_loop_that_dies_is_said_to_have_and_the_others_go_on():
+    rows = in_turn({"bad": (broken, ("in a step",)), "good": (loop, (0.0,))}, 100, SHAPE, rounds=1)
+    assert rows["bad"] == {"failed": "its process ended with 3"} and len(rows["good"]["seconds"]) == 1
 
 
 def test_it_ends_in_time_with_a_round_at_least(monkeypatch):
