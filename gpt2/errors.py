@@ -142,11 +142,14 @@ def say_error(program, error):
 
 
 def lost_a_peer(error):
-    """Whether a process at the other end of a collective is gone, or never came; gloo raises plain RuntimeErrors."""
-    from torch.distributed import DistError, DistStoreError, is_initialized
+    """Whether the process at the other end is gone, or never came: that of a collective, where gloo raises plain
+    RuntimeErrors, or that of the store in which ranks meet."""
+    from torch.distributed import DistError, DistNetworkError, DistStoreError, is_initialized
 
-    at_work = is_initialized() and (isinstance(error, DistError) or "gloo" in str(error))
-    return at_work or isinstance(error, DistStoreError)
+    if is_initialized():
+        return isinstance(error, DistError) or "gloo" in str(error)
+    cut_off = any(words in str(error) for words in ("reset by peer", "likely closed", "Broken pipe"))
+    return isinstance(error, DistStoreError) or isinstance(error, DistNetworkError) and cut_off
 
 
 def exit_at_once(code):

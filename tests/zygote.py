@@ -214,7 +214,7 @@ def execute(request, rank):
 
 
 def run_main(request, rank):
-    from gpt2 import faults, log
+    from gpt2 import errors, faults, log
 
     if not request["picture"]:
         log.draw = lambda out_dir: None
@@ -225,13 +225,16 @@ def run_main(request, rank):
         faults.take_aim(request["fault"] or os.environ.get("ADAMWPRUNE_FAULT", ""))
     *module, name = request["program"].split()
     sys.argv = [name, *request["arguments"]]
-    if module:
-        sys.modules.pop(name, None)
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(name, run_name="__main__")
-    if request["fault"] == "count":
-        counter.say()
+    errors.exit_at_once = sys.exit if request["fault"] == "count" else errors.exit_at_once
+    try:
+        if module:
+            sys.modules.pop(name, None)
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(name, run_name="__main__")
+    finally:
+        if request["fault"] == "count":
+            counter.say()
 
 
 if __name__ == "__main__":

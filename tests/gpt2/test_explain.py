@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from gpt2 import parallel
 from gpt2.config import Config
-from gpt2.errors import UserError
-from gpt2.explain import machine_errors, state_bytes
+from gpt2.errors import UserError, lost_a_peer
+from gpt2.explain import explanation, machine_errors, state_bytes
 from gpt2.model import GPT, GPTConfig
 
 CONFIG = dataclasses.replace(Config(), batch_size=12, gradient_accumulation_steps=8, vocab_size=50257)
@@ -76,3 +76,14 @@ def test_other_errors_stay_as_they_are():
     for error in (RuntimeError("shapes differ"), ValueError("x"), KeyError("x")):
         with pytest.raises(type(error)), machine_errors(CONFIG):
             raise error
+
+
+def test_ranks_that_go_before_all_have_met_are_told_from_a_network_that_fails():
+    """One that finds out_dir taken, or is killed, leaves the others at the store that it kept."""
+    for error in (
+        dist.DistStoreError("rank 0 has not come in 660 s"),
+        dist.DistNetworkError("Connection reset by peer"),
+        dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed. Did the server crash?"),
+    ):
+        assert lost_a_peer(error) and explanation(error, Config()) is None
+    assert not lost_a_peer(dist.DistNetworkError("The client socket has failed to connect to a:1"))
