@@ -114,7 +114,7 @@ def main():
     )
     parser.add_argument("--torchrun", action="store_true", help="ask torchrun, where there are two ranks")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, sys.exit)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     try:
         measure_all(args)
     finally:

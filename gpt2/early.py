@@ -22,7 +22,7 @@ def leave(number, frame):
     os._exit(130 if interrupted else 0)
 
 
-heard = []
+heard, parent = [], os.getppid()
 spec = sys.modules["__main__"].__spec__
 program = f"python -m {spec.name}" if spec else os.path.basename(sys.argv[0])
 for number in (signal.SIGINT, *((signal.SIGTERM, signal.SIGUSR1) if program == "train_gpt2.py" else ())):

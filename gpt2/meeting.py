@@ -2,16 +2,41 @@
 
 import os
 import secrets
+import socket
+import sys
 import time
 from datetime import timedelta
 
 import torch.distributed as dist
 
+ORPHAN = "torchrun is gone"
+
 
 def shared_store(timeout, is_master=False):
     """A connection of its own to the store that all ranks see; `timeout` seconds are what it waits, for it or in it."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if not is_master:
+        wait_for(address, port, timeout)
     return dist.TCPStore(address, port, is_master=is_master, timeout=timedelta(seconds=timeout))
+
+
+def wait_for(address, port, timeout):
+    """Until somebody listens there; DistNetworkError after `timeout` seconds. In TCPStore signals would go unheard."""
+    end = time.monotonic() + timeout
+    while not is_orphan():
+        try:
+            return socket.create_connection((address, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise dist.DistNetworkError(f"failed to connect in {timeout:g} s: {error}") from None
+        time.sleep(0.1)
+    raise dist.DistStoreError(ORPHAN)
+
+
+def is_orphan():
+    """Whether torchrun, by which this rank was started, is gone."""
+    early = sys.modules.get("gpt2.early")
+    return "TORCHELASTIC_RUN_ID" in os.environ and early is not None and os.getppid() != early.parent
 
 
 def meeting_point(rank, size, timeout):
@@ -33,7 +58,9 @@ def meet(store, rank, size, timeout):
     mine, end = secrets.token_hex(8), time.monotonic() + timeout
     if rank:
         store.set(f"asks/{rank}", mine)
-    while time.monotonic() < end:  # awake, as a wait in the store would leave signals unheard
+    while time.monotonic() < end:  # awake, so that signals are heard
+        if is_orphan():
+            raise dist.DistStoreError(ORPHAN)
         if rank and store.check([f"answer/{mine}"]):
             name = store.get(f"answer/{mine}").decode()
             store.set(f"{name}/here/{rank}", "")

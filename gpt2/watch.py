@@ -8,7 +8,7 @@ import threading
 
 import torch.distributed as dist
 
-from gpt2.meeting import shared_store
+from gpt2.meeting import is_orphan, shared_store
 
 
 class Watch:
@@ -28,7 +28,6 @@ class Watch:
         self.beat, self.beats, self.ended = min(2.0, timeout / 5), 0, threading.Event()
         self.store = dist.PrefixStore(f"{world.start}/watch", shared_store(30))
         self.store.set(f"name/{world.rank}", f"rank {world.rank} ({socket.gethostname()}, pid {os.getpid()})")
-        self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.tell()
         threading.Thread(target=self.run, name="watch", daemon=True).start()
 
@@ -38,7 +37,7 @@ class Watch:
     def run(self):
         seen, still = self.progress(), 0.0
         while not self.ended.wait(self.beat):
-            if self.parent not in (None, os.getppid()):
+            if is_orphan():
                 return self.orphaned()
             try:
                 self.tell()

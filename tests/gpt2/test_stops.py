@@ -6,13 +6,17 @@ import os
 import shutil
 import signal
 import stat
+import threading
 import time
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from gpt2 import lock, stops
+from gpt2 import lock, stops, watch
 from gpt2.errors import UserError
 from gpt2.lock import OnlyRunIn
+from gpt2.parallel import World
 from gpt2.stops import Stopped, Stops
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of
 from tests.zygote import port
@@ -78,12 +82,31 @@ def test_a_second_interrupt_leaves_at_once(zygote, data_dir, tmp_path):
     assert done.codes == [130] and "left at once" in done.output
 
 
-def test_a_rank_that_waits_for_others_leaves_when_it_is_asked(zygote, data_dir, tmp_path):
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_rank_that_waits_for_others_leaves_when_it_is_asked(rank, zygote, data_dir, tmp_path):
     """torchrun's other ranks may be dead by then, and it gives this one 30 seconds."""
-    alone = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port()))
+    alone = dict(RANK=rank, LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port()))
     arguments = [*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}"]
     done = zygote.run(*arguments, env=alone, kill=(1, "SIGTERM"), timeout=25)
-    assert done.codes == [0] and "before its first step was done (SIGTERM)" in done.stderr
+    assert done.codes == [0] and ("before its first step was done (SIGTERM)" in done.stderr) is (rank == "0")
+
+
+def test_ranks_whose_torchrun_was_killed_are_asked_to_stop(monkeypatch):
+    """Of several machines, one that has lost its torchrun is lost: the others wait for it to come back."""
+    monkeypatch.setattr(watch, "shared_store", lambda timeout: dist.HashStore())
+    monkeypatch.setattr(watch, "is_orphan", lambda: True)
+    left = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: left.set())
+    world = World(0, 2, torch.device("cpu"), "a start")
+    with Stops() as listening:
+        watch.Watch(world, lambda: 0, timeout=0.1)
+        end = time.monotonic() + 20
+        while not listening.reason and time.monotonic() < end:
+            time.sleep(0.01)
+        assert listening.reason == signal.SIGTERM and not left.is_set()
+        monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+        watch.Watch(world, lambda: 0, timeout=0.1)
+        assert left.wait(20)
 
 
 def test_hangups_are_heeded_but_under_nohup(monkeypatch):
