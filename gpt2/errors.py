@@ -154,6 +154,7 @@ def lost_a_peer(error):
 
 def exit_at_once(code):
     """With process groups or a prefetch thread alive, a normal exit could wait for ranks that are gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
