@@ -219,12 +219,12 @@ def run(config, change, stops, writer):
 
 
 def main(arguments):
-    if "--help" in arguments or "-h" in arguments:
-        return print(help_text())
     sys.stdout, sys.stderr = Heedless(sys.stdout), Heedless(sys.stderr)
     with one_line_errors(
         "train_gpt2.py", NotFiniteError, interrupted="interrupted; the same command continues from the last checkpoint"
     ):
+        if "--help" in arguments or "-h" in arguments:
+            return print(help_text(), flush=True)
         names = {
             "optimizer": OPTIMIZERS,
             "criterion": ("none", *CRITERIA),
