@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import signal
 import stat
@@ -18,7 +19,7 @@ from gpt2.errors import UserError
 from gpt2.lock import OnlyRunIn
 from gpt2.parallel import World
 from gpt2.stops import Stopped, Stops
-from tests.conftest import PRUNED, SMALL, files_of, metrics_of
+from tests.conftest import PRUNED, ROOT, SMALL, files_of, metrics_of
 from tests.zygote import port
 
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
@@ -131,6 +132,12 @@ def test_max_hours_stops_the_run_and_a_clock_that_is_set_does_not(monkeypatch):
     assert (
         run.asked and not seen and "after step 5 of 9 (max_hours=2); the same command continues" in run.message(5, 0, 9)
     )
+
+
+def test_nothing_is_measured_by_a_clock_that_can_be_set():
+    programs = [ROOT / "train_gpt2.py", ROOT / "prepare_fineweb.py"]
+    for path in [*programs, *(path for folder in ("gpt2", "pruning", "lenet") for path in (ROOT / folder).glob("*.py"))]:
+        assert not re.search(r"\btime\.time\(|datetime\.now|utcnow|from time import", path.read_text()), path
 
 
 def test_checkpoints_by_the_clock(zygote, data_dir, tmp_path):
