@@ -30,6 +30,7 @@ def pool(count, initializer=None, *arguments):
     Left by an exception, Ctrl-C among them, it kills the workers at once. UserError where one of them was killed.
     """
     executor = ProcessPoolExecutor(count, Context(), start, (initializer, arguments))
+    results = executor._result_queue
     try:
         yield executor
         executor.shutdown()
@@ -39,6 +40,8 @@ def pool(count, initializer=None, *arguments):
         executor.shutdown(wait=False)  # cancelled futures would make its thread fail, with a traceback, over the killed
         for worker in multiprocessing.active_children():
             worker.kill()
+        # One that was killed in the middle of a result would leave its reader, and so the exit, waiting for the rest.
+        results._writer.close()
         raise
 
 

@@ -199,6 +199,7 @@ def become(request, rank, free, outputs):
 def execute(request, rank):
     """Run the program as the main one, and end as an interpreter does, but without looking through all its memory."""
     code = 1
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     try:
         run_main(request, rank)
         code = 0
