@@ -30,18 +30,23 @@ def pool(count, initializer=None, *arguments):
     Left by an exception, Ctrl-C among them, it kills the workers at once. UserError where one of them was killed.
     """
     executor = ProcessPoolExecutor(count, Context(), start, (initializer, arguments))
-    results = executor._result_queue
+    results, calls = executor._result_queue, executor._call_queue
     try:
         yield executor
         executor.shutdown()
     except BrokenProcessPool:
         raise UserError("a worker process died, perhaps for want of memory: fewer workers need less") from None
     except BaseException:
+        manager = executor._executor_manager_thread
         executor.shutdown(wait=False)  # cancelled futures would make its thread fail, with a traceback, over the killed
         for worker in multiprocessing.active_children():
             worker.kill()
-        # One that was killed in the middle of a result would leave its reader, and so the exit, waiting for the rest.
+        # Killed in the middle of a result, or with calls on their way, they would leave the executor's threads, and so
+        # the exit, waiting for the rest of the one and for room for the others.
         results._writer.close()
+        if manager:
+            manager.join(1)
+        calls._reader.close()
         raise
 
 
