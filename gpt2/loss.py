@@ -84,6 +84,7 @@ def blocks(x, weight, rows):
 
 
 def padded(vocabulary):
+    """The next multiple of 64."""
     return vocabulary + -vocabulary % 64
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt2 import kernels
-from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy
+from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy, padded
 
 PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
@@ -187,7 +187,7 @@ class GPT(nn.Module):
         return F.linear(x, F.pad(self.lm_head.weight, (0, 0, 0, padding)))[..., : self.config.vocab_size]
 
     def padding(self, device):
-        return -self.config.vocab_size % 64 if device.type == "cuda" else 0
+        return padded(self.config.vocab_size) - self.config.vocab_size if device.type == "cuda" else 0
 
     def flops_per_token(self):
         """Of a training step (forward and backward): 6 a weight, position embedding aside, and 12·width·context a layer

@@ -18,7 +18,7 @@ from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import Scores
 from pruning.settings import check_ranges, lookup
 from pruning.stepping import StepCounter, unwrapped
-from pruning.zeros import count_zeros, zero_copy, zero_dead, zero_where_zero
+from pruning.zeros import count_zeros, zero_all_where_zero, zero_copy, zero_dead, zero_where_zero
 
 SAVED = ("criterion", "pattern", "steps", "pruned", "threshold", "target_sparsity", "buffers")  # what a state must hold
 LOOK_EVERY = 10  # steps, or `interval` where that is more, between two looks for pruned weights that came back
@@ -229,8 +229,7 @@ class Pruner:
         that are zero then."""
         weight, *states = (tensor[rows] for tensor in self.scores.tensors_of(i))
         zero_dead(weight, live)
-        for state in states:
-            zero_where_zero(state, weight)
+        zero_all_where_zero(states, weight)
 
     def zero_states(self) -> None:
         """Set to zero what the optimizer keeps of the masked layers' weights that are zero, else they would move."""
@@ -238,8 +237,7 @@ class Pruner:
         for i, layer in enumerate(self.layers):
             if layer in self.masked:
                 weight, *states = self.scores.tensors_of(i)
-                for state in states:
-                    zero_where_zero(state, weight)
+                zero_all_where_zero(states, weight)
 
     # ---- what is zero, counted when it is asked for ----
 

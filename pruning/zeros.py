@@ -36,6 +36,12 @@ def zero_where_zero(tensor: torch.Tensor, weight: torch.Tensor) -> None:
     torch.ops.aten.hardshrink_backward.grad_input(tensor, weight, 0.0, grad_input=tensor)
 
 
+def zero_all_where_zero(tensors: Sequence[torch.Tensor], weight: torch.Tensor) -> None:
+    """`zero_where_zero` of each of `tensors`, such as what an optimizer keeps of `weight`."""
+    for tensor in tensors:
+        zero_where_zero(tensor, weight)
+
+
 def count_zeros(tensor: torch.Tensor) -> torch.Tensor:
     """How many elements are zero, an int64 scalar on the tensor's device.
 
