@@ -2,24 +2,32 @@
 // and backward, and the cross entropy of large vocabularies. Compiled on first use by gpt2/native.py; threads are those
 // of torch's own OpenMP.
 //
-// Vectors are GCC's, 32 bytes wide, so the same source serves AVX2, AVX-512 and NEON. Tensors of S are read and written,
-// float, double or bfloat16; what is computed is of T = Wide<S>, float for the last.
+// Vectors are GCC's, so the same source serves AVX2, AVX-512 and NEON. Tensors of S are read and written, float, double
+// or bfloat16; what is computed is of T = Wide<S>, float for the last.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
+#ifdef __AVX512F__
+#define BYTES 64  // of a vector
+#else
+#define BYTES 32
+#endif
 #define INLINE inline __attribute__((always_inline))
 
 template <typename T> struct Lanes;
-template <> struct Lanes<float> { typedef float type __attribute__((vector_size(32), aligned(4))); };
-template <> struct Lanes<double> { typedef double type __attribute__((vector_size(32), aligned(8))); };
+template <> struct Lanes<float> { typedef float type __attribute__((vector_size(BYTES), aligned(4))); };
+template <> struct Lanes<double> { typedef double type __attribute__((vector_size(BYTES), aligned(8))); };
 template <typename T> using Vector = typename Lanes<T>::type;
-typedef int32_t Integers __attribute__((vector_size(32)));
-typedef uint32_t Bits __attribute__((vector_size(32)));
-typedef uint16_t Halves __attribute__((vector_size(16), aligned(2)));
+typedef int32_t Integers __attribute__((vector_size(BYTES)));
+typedef uint32_t Bits __attribute__((vector_size(BYTES)));
+typedef uint16_t Halves __attribute__((vector_size(BYTES / 2), aligned(2)));
 
 struct bfloat16 {  // the higher half of a float's bits
     uint16_t bits;
@@ -28,15 +36,19 @@ template <typename S> struct Compute { typedef S type; };
 template <> struct Compute<bfloat16> { typedef float type; };
 template <typename S> using Wide = typename Compute<S>::type;
 
-template <typename S> constexpr int64_t LANES = 32 / sizeof(Wide<S>);
+template <typename S> constexpr int64_t LANES = BYTES / sizeof(Wide<S>);
 template <typename T> static INLINE Vector<T> load(const T *p) { return *(const Vector<T> *)p; }
 template <typename T> static INLINE void store(T *p, Vector<T> v) { *(Vector<T> *)p = v; }
 static INLINE Vector<float> load(const bfloat16 *p) {
     return (Vector<float>)(__builtin_convertvector(*(const Halves *)p, Bits) << 16);
 }
 static INLINE void store(bfloat16 *p, Vector<float> v) {  // rounded to even
+#ifdef __AVX512BF16__
+    *(Halves *)p = (Halves)_mm512_cvtneps_pbh((__m512)v);  // denormal numbers are zeros to it
+#else
     Bits all = (Bits)v, rounded = (all + 0x7fff + (all >> 16 & 1)) >> 16;
     *(Halves *)p = __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0, Halves);
+#endif
 }
 template <typename T> static INLINE Vector<T> spread(T x) { return x - Vector<T>{}; }  // 0 + x would be computed: -0
 // As many of the `n` numbers from p on as a vector holds; the rest are zeros.
@@ -143,7 +155,7 @@ static void cross_entropy(S *logits, const int64_t *targets, const Wide<S> *shar
 
 // The right-hand matrix lies in panels of PANEL columns, row after row in each.
 template <typename S> constexpr int64_t PANEL = 2 * LANES<S>;
-constexpr int64_t ROWS = 6;  // of a tile: with two vectors each, 12 sums in registers
+constexpr int64_t ROWS = BYTES == 64 ? 8 : 6;  // of a tile: with two vectors each, 16 or 12 sums in registers
 
 // A left-hand matrix: element (i, k) is at[i * row + k * column].
 template <typename T> struct Left {

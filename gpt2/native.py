@@ -8,9 +8,13 @@ import tempfile
 from hashlib import sha256
 from pathlib import Path
 
+import torch
+
 from gpt2.errors import warn
 
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC")
+if torch.backends.cpu.get_cpu_capability() == "AVX2":  # of the processor, or what ATEN_CPU_CAPABILITY leaves of it
+    FLAGS += ("-mno-avx512f",)
 
 
 def compiled(source):
