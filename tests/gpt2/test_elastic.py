@@ -1,12 +1,18 @@
-"""Under torchrun: a rank that dies is replaced and nothing changes; what dies again at the same step is stopped."""
+"""Under torchrun: a rank or a machine that dies is replaced and nothing changes; what dies again and again is stopped."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
 
 import pytest
 
 from gpt2.errors import UserError
 from gpt2.restarts import count_restart
-from tests.conftest import PRUNED, SMALL, files_of, metrics_of, run_anew
+from tests.conftest import PRUNED, SMALL, files_of, metrics_of, run_anew, start
 
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
 
@@ -20,6 +26,54 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_bitwise_the_same(zygote, dat
     assert files_of(tmp_path / "killed", 30) == files_of(tmp_path / "whole", 30)
     whole, killed = (metrics_of(tmp_path / name) for name in ("whole", "killed"))
     assert [line["train_loss"] for line in whole] == [line["train_loss"] for line in killed]
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def wait_until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def listens(port):
+    with contextlib.suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+
+
+def lose(machine):
+    """Kill torchrun and its ranks, as a machine that loses its power does."""
+    ranks = Path(f"/proc/{machine.pid}/task/{machine.pid}/children").read_text().split()
+    for process in (machine.pid, *map(int, ranks)):
+        os.kill(process, signal.SIGKILL)
+    machine.wait()
+
+
+def test_a_machine_that_is_lost_and_comes_back_changes_nothing(zygote, data_dir, tmp_path):
+    assert zygote.run(*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'whole'}", ranks=2).codes == [0, 0]
+    port, lines = free_port(), tmp_path / "lost" / "metrics.jsonl"
+    program = (
+        "-m torch.distributed.run --nnodes=2 --nproc_per_node=1 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=two "
+        f"--rdzv-endpoint=127.0.0.1:{port} --rdzv-conf=keep_alive_interval=1 --local-addr=127.0.0.1 train_gpt2.py"
+    )
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    arguments = [*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'lost'}", "--dist_timeout_s=60"]
+    first = start(program, *arguments, env=environment)
+    wait_until(lambda: listens(port))
+    second = start(program, *arguments, env=environment | {"ADAMWPRUNE_FAULT": "in_update:15:hang"})
+    wait_until(lambda: lines.exists() and '"step": 14,' in lines.read_text())
+    lose(second)
+    again = start(program, *arguments, env=environment)
+    outputs = ["".join(machine.communicate(timeout=300)) for machine in (first, again)]
+    assert [first.returncode, again.returncode] == [0, 0], outputs
+    assert "continued from" in "".join(outputs)
+    assert files_of(tmp_path / "lost", 30) == files_of(tmp_path / "whole", 30)
 
 
 def test_the_third_restart_at_one_step_is_refused(tmp_path, monkeypatch):
