@@ -17,8 +17,9 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from bench.machine import git
+from bench.machine import facts
 from gpt2.checkpoint import verify
 from gpt2.errors import Parser, one_line_errors
 from gpt2.files import write_atomically
@@ -249,8 +250,8 @@ def table(results):
             "others had lost a checkpoint that was not the newest, or all of the newest."
         )
     text += [f"- {r['parallel']}, {r['ranks']} ranks, {r['name']}: {r['verdict']}" for r in failed]
-    commits = ", ".join(sorted({result["commit"] for result in results}))
-    text += ["", f"Measured on: AMD EPYC (Zen 3), 2 cores, AVX2, float32, torch 2.13 CPU; at commit {commits}.", ""]
+    where = sorted({f"{result['machine']}, at commit {result['commit']}" for result in results})
+    text += ["", f"Measured on {'; '.join(where)}.", ""]
     return "\n".join(text)
 
 
@@ -261,13 +262,14 @@ def main():
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many; the next call goes on")
     args = parser.parse_args()
     done, end = {key_of(result) for result in read(args.results)}, time.monotonic() + 60 * args.minutes
-    commit = git("rev-parse", "--short", "HEAD")
+    here = facts(torch.device("cpu"))
+    machine = f"{here['device']}, {here['machine'].split()[1]}, torch {here['torch']}"
     with tempfile.TemporaryDirectory() as folder, Zygote() as zygote, open(args.results, "a", buffering=1) as out:
         torture = Torture(zygote, folder)
         places = [(place, cases(torture, *place)) for place in PLACES if place[0] in args.only]
         for turn in itertools.zip_longest(*([(place, case) for case in found] for place, found in places)):
             for (parallel, ranks), (name, what) in filter(None, turn):
-                result = dict(parallel=parallel, ranks=ranks, name=name, commit=commit)
+                result = dict(parallel=parallel, ranks=ranks, name=name, machine=machine, commit=here["commit"])
                 if key_of(result) in done or time.monotonic() > end:
                     continue
                 result |= (torture.damaged if "seed" in what else torture.case)(parallel, ranks, **what)
