@@ -67,10 +67,10 @@ def processor():
 
 
 def heading(found):
-    """The facts in one line, as every table begins; "load" is the machine's when a measurement began, where known."""
+    """The facts in one line, as every table begins; "load" is the system's when a measurement began, where known."""
     held_back = {name: found[name] for name in STAND_INS if name in found}
     stand_in = f"; a stand-in: the processor can do more, and was held back by {held_back}" if held_back else ""
-    busy = "; other work ran beside, so the spread is wide" if found.get("load", 0) > 1 else ""
+    busy = f"; load {found['load']:.1f} when it began" if found.get("load", 0) > 1 else ""
     return (
         "{machine} ({device}, {threads} threads); torch {torch}, Python {python}; commit {commit}".format(**found)
         + stand_in

@@ -40,6 +40,7 @@ SAME = (  # nanoGPT's recipe for the model that config/shakespeare_char.py has: 
     "--batch_size=12 --max_iters=2000 --learning_rate=1e-3 --min_lr=1e-4 --criterion=none --eval_interval=250 "
     "--eval_iters=20 --log_interval=10"
 ).split()
+RECIPES = {"the same recipe": SAME, "config/shakespeare_char.py": []}
 
 
 def compare_steps(checkout, vocab_size, batch_size, rounds):
@@ -63,8 +64,10 @@ def compare_steps(checkout, vocab_size, batch_size, rounds):
     return {"batch_size": batch_size, "rows": rows}
 
 
-def compare_runs(text_path, checkout):
-    """{whose: {"seconds", "val_loss", "sparsity", "tokens"}} of whole runs on a text, one after the other."""
+def compare_runs(text_path, checkout, recipes=RECIPES):
+    """{whose: {"seconds", "val_loss", "sparsity", "tokens"}} of whole runs on a text, one after the other.
+
+    recipes: name -> what a run of this project changes in config/shakespeare_char.py."""
     here, text = Path(__file__).parent.parent, Path(text_path).read_text()
     with tempfile.TemporaryDirectory() as folder:
         folder, found = Path(folder), {}
@@ -77,12 +80,14 @@ def compare_runs(text_path, checkout):
             seconds, output = timed(["train.py", *QUICKSTART], copy)
             loss = re.findall(r"val loss ([\d.]+)", output)[-1]
             found["nanoGPT's CPU quickstart"] = dict(seconds=seconds, val_loss=float(loss), sparsity=0.0, tokens=TOKENS)
-        for name, recipe in {"the same recipe": SAME, "config/shakespeare_char.py": []}.items():
+        for name, recipe in recipes.items():
             run = folder / name.replace("/", " ")
             options = ["config/shakespeare_char.py", f"--data_dir={folder / 'data'}", f"--out_dir={run}", *recipe]
             seconds, _ = timed(["train_gpt2.py", *options], here)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-            found[name] = dict(seconds=seconds) | {key: last[key] for key in ("val_loss", "sparsity", "tokens")}
+            found[name] = dict(seconds=seconds, sparsity=0.0) | {
+                key: last[key] for key in ("val_loss", "sparsity", "tokens") if key in last
+            }
     for name, row in found.items():
         print(
             "{:28}{seconds:6.1f} s for {tokens:,} tokens, val loss {val_loss:.4f} at {sparsity:.0%}".format(name, **row)
