@@ -112,7 +112,8 @@ CLAIMS = (
         )
     ),
     *(
-        Claim(f"at nine times the size: {text}", by, "medium", ours, theirs)
+        Claim(f"at nine times the size{longer}: {text}", by, plan, ours, theirs)
+        for plan, longer in (("medium", ""), ("medium_long", " and three times the steps"))
         for text, by, ours, theirs in (
             (
                 "bitter7 under AdamW ends below magnitude under AdamWSPAM at 50 %",

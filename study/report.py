@@ -303,16 +303,22 @@ def headline(study):
     """What each scale says to the main question and of the recipe, a column a scale."""
     plans = {plan.name: (plan, results) for plan, results in study}
     cells = {
-        scale: [answer(plans.get(scale + kind), pair) for _, kind, pair in HEADLINE] for scale in ("small", "medium")
+        scale: [answer(plans.get(scale + kind), pair) for _, kind, pair in HEADLINE]
+        for scale in ("small", "medium", "medium_long")
     }
     scales = [scale for scale, answers in cells.items() if answers[0]]
     if not scales:
         return OPEN
-    sizes = [f"{next(iter(plans[scale][1].values()))['parameters'] / 1e6:.2f} M parameters" for scale in scales]
+    sizes = [size(next(iter(plans[scale][1].values()))) for scale in scales]
     lines = [f"| perplexity | {' | '.join(sizes)} |", "|---" * (1 + len(scales)) + "|"]
     for row, (label, _, _) in enumerate(HEADLINE):
         lines.append(f"| {label} | {' | '.join(cells[scale][row] or 'open' for scale in scales)} |")
     return "\n".join(lines)
+
+
+def size(result):
+    """Of a run: its parameters and the tokens it saw."""
+    return f"{result['parameters'] / 1e6:.2f} M parameters, {result['curve'][-1]['tokens'] / 1e6:.2f} M tokens"
 
 
 def answer(found, pair):

@@ -1,4 +1,4 @@
-"""Under torchrun: a rank or a machine that dies is replaced and nothing changes; what dies again and again is stopped."""
+"""Under torchrun: a rank or machine that dies is replaced and nothing changes; what dies again and again is stopped."""
 
 import contextlib
 import json
