@@ -17,15 +17,18 @@ from tests.conftest import PRUNED, SMALL, files_of, metrics_of, run_anew, start
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
 
 
-def test_a_killed_rank_is_replaced_and_the_run_ends_bitwise_the_same(zygote, data_dir, tmp_path):
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGSTOP"])
+def test_a_rank_that_dies_or_stands_still_is_replaced_and_the_run_ends_bitwise_the_same(
+    zygote, data_dir, tmp_path, fault
+):
     assert zygote.run(*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'whole'}", ranks=2).codes == [0, 0]
     program = "-m torch.distributed.run --standalone --nproc_per_node=2 --max-restarts=3 train_gpt2.py"
-    arguments = [*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'killed'}"]
-    done = run_anew(program, *arguments, env={"ADAMWPRUNE_FAULT": "in_update:15:SIGKILL:1"})
+    arguments = [*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'broken'}", "--dist_timeout_s=8"]
+    done = run_anew(program, *arguments, env={"ADAMWPRUNE_FAULT": f"in_update:15:{fault}:1"})
     assert "continued from" in done.stdout + done.stderr
-    assert files_of(tmp_path / "killed", 30) == files_of(tmp_path / "whole", 30)
-    whole, killed = (metrics_of(tmp_path / name) for name in ("whole", "killed"))
-    assert [line["train_loss"] for line in whole] == [line["train_loss"] for line in killed]
+    assert files_of(tmp_path / "broken", 30) == files_of(tmp_path / "whole", 30)
+    whole, broken = (metrics_of(tmp_path / name) for name in ("whole", "broken"))
+    assert [line["train_loss"] for line in whole] == [line["train_loss"] for line in broken]
 
 
 def free_port():
