@@ -37,8 +37,8 @@ QUICKSTART = (
 ).split()
 TOKENS = 2000 * 12 * 64
 SAME = (  # nanoGPT's recipe for the model that config/shakespeare_char.py has: its steps, rates, evaluations
-    "--batch_size=12 --max_iters=2000 --learning_rate=1e-3 --min_lr=1e-4 --criterion=none --eval_interval=250 "
-    "--eval_iters=20 --log_interval=10"
+    "--batch_size=12 --max_iters=2000 --learning_rate=1e-3 --min_lr=1e-4 --warmup_iters=100 --lr_schedule=cosine "
+    "--lr_decay_begin=0 --criterion=none --eval_interval=250 --eval_iters=20 --log_interval=10"
 ).split()
 RECIPES = {"the same recipe": SAME, "config/shakespeare_char.py": []}
 
