@@ -16,19 +16,19 @@ bias = False
 
 batch_size = 32
 gradient_accumulation_steps = 1
-max_iters = 440
+max_iters = 460
 learning_rate = 1.2e-2
 warmup_iters = 50
 lr_schedule = "linear"  # held until the pruning ends
-lr_decay_begin = 290
+lr_decay_begin = 300
 min_lr = 0.0
 beta2 = 0.99
 
 criterion = "bitter7"
 target_sparsity = 0.5
 prune_begin = 50
-prune_end = 290
+prune_end = 300
 
-eval_interval = 220
+eval_interval = 230
 eval_iters = 50
 log_interval = 20
