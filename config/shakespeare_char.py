@@ -1,5 +1,5 @@
-"""nanoGPT's CPU quickstart, TinyShakespeare by characters, at its model's size: below its loss in 0.6 of its tokens, and
-pruned to 50 % with bitter7.
+"""nanoGPT's CPU quickstart, TinyShakespeare by characters, at its model's size: below its loss in 0.6 of its tokens,
+and pruned to 50 % with bitter7.
 
 python prepare_fineweb.py --input input.txt --tokenizer char --val_tokens 111539 --out_dir data/shakespeare_char
 python train_gpt2.py config/shakespeare_char.py
