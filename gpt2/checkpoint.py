@@ -6,6 +6,7 @@ another name, synced, and renamed: what carries a step's name is complete. Nothi
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -96,6 +97,7 @@ def set_aside(path):
     return aside
 
 
+PASSING = (errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ETIMEDOUT)
 DAMAGED = (OSError, ValueError, KeyError, TypeError, RecursionError)  # what reading a damaged checkpoint may raise
 
 
@@ -147,6 +149,8 @@ def newest(out_dir, put_aside=False):
         try:
             return path, verify(path)
         except DAMAGED as error:
+            if isinstance(error, OSError) and error.errno in PASSING:
+                raise UserError(f"{path}: cannot be read: {error}; the same command continues once it can") from None
             kept = ""
             if put_aside:
                 with contextlib.suppress(OSError):
@@ -233,6 +237,12 @@ def find_run(config):
     except DAMAGED as error:
         raise UserError(f"{started}: {error}; {elsewhere}") from None
     ours["vocab_size"] = ours["vocab_size"] or theirs.get("vocab_size")
+    theirs.setdefault("optimizer", "adamw")
+    if changed := differences(theirs, ours, ("optimizer",)) if found else []:
+        raise UserError(
+            f"{out_dir} holds the states of another optimizer: {changed[0]}; --init_from={out_dir} with another "
+            "--out_dir starts one anew from its weights"
+        )
     if changed := differences(theirs, ours, ARCHITECTURE):
         raise UserError(f"{out_dir} holds a run of another architecture: {'; '.join(changed)}; {elsewhere}")
     if (changed := setting_changes(theirs, ours)) and config.init_from != "resume":

@@ -435,12 +435,13 @@ def impossible(config, names):
 def setting_changes(old, new):
     """What makes `new` another run than `old`, dicts of settings: 'name is OLD there, NEW here' for each.
 
-    Without dropout, the same sequences a step in other micro-batches are the same run.
+    Without dropout, the same sequences a step and an evaluation in other micro-batches are the same run.
     """
     names = [name for name in new if name not in MAY_CHANGE]
-    batch = ("batch_size", "gradient_accumulation_steps")
+    batch = ("batch_size", "gradient_accumulation_steps", "eval_iters")
     if not new["dropout"] and all(name in old for name in batch):
-        if math.prod(old[name] for name in batch) == math.prod(new[name] for name in batch):
+        (size, steps, iters), (new_size, new_steps, new_iters) = ([of[name] for name in batch] for of in (old, new))
+        if size * steps == new_size * new_steps and size * iters == new_size * new_iters:
             names = [name for name in names if name not in batch]
     return differences(old, new, names)
 

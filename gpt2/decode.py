@@ -49,4 +49,5 @@ def draw(logits, temperature, top_k, generator):
         return logits.argmax(-1, keepdim=True)
     if 0 < top_k < logits.shape[-1]:
         logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+    below = logits - logits.max(-1, keepdim=True).values  # so that no temperature makes the highest infinite
+    return torch.multinomial((below / temperature).softmax(-1), 1, generator=generator)

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 
+OPTIONAL = ("datasets", "huggingface_hub", "matplotlib", "pyarrow", "tiktoken", "tokenizers", "transformers")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk or a quota says that takes no more
 
 
@@ -103,6 +104,11 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
             expect_the_end(5)
         if not (rank and getattr(error, "shared", False)):
             say_error(program, error)
+        leave(2)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL:
+            raise
+        say_error(program, f"needs a package that is not installed: pip install {error.name.partition('.')[0]}")
         leave(2)
     except OSError as error:
         if error.errno not in FULL:

@@ -62,7 +62,8 @@ def ways_to_less_memory(config):
         part = next(n for n in range(2, config.batch_size + 1) if config.batch_size % n == 0)
         ways.append(
             f"--batch_size={config.batch_size // part} "
-            f"--gradient_accumulation_steps={config.gradient_accumulation_steps * part} is the same global batch with "
+            f"--gradient_accumulation_steps={config.gradient_accumulation_steps * part} "
+            f"--eval_iters={config.eval_iters * part} is the same global batch and evaluation with "
             f"{'half' if part == 2 else f'1/{part} of'} the activations"
         )
     if not config.activation_checkpointing:

@@ -47,7 +47,7 @@ def wrong_with(item):
 
 def from_file(path):
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # a text may hold what splitlines takes for an end
     except (OSError, ValueError) as error:
         raise UserError(f"--hellaswag {path}: cannot be read as text: {error}") from None
     items = []

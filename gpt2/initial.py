@@ -57,16 +57,16 @@ def published(name):
 def sizes(config):
     """The sizes of the weights that init_from names, as options; {} where it names none.
 
-    A run that has begun has them written down: it goes on without the weights it began from.
+    A run that has begun has them written down: it goes on without the weights it began from, and resumes at its sizes.
     """
-    if config.init_from in STARTS:
-        return {}
     try:
         begun = from_json((Path(config.out_dir) / "config.json").read_text())
-        if begun["init_from"] == config.init_from:
+        if config.init_from == "resume" or config.init_from == begun["init_from"] not in STARTS:
             return {name: begun[name] for name in SIZES}
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    if config.init_from in STARTS:
+        return {}
     found = load.find(folder_of(config.init_from)).sizes
     return {name: getattr(found, name) for name in SIZES}
 

@@ -76,7 +76,7 @@ class Log:
         if self.active:
             try:
                 draw(self.config.out_dir)
-            except (OSError, UserError) as error:
+            except (OSError, ImportError, UserError) as error:
                 again = f"python -m gpt2.picture {self.config.out_dir} draws it"
                 warn(f"{PICTURE} could not be written: {first_line(error)}; {again}")
             print(f"finished {self.config.max_iters} steps{last_numbers(self.config.out_dir)}")
@@ -102,7 +102,7 @@ def say_finished(config, step):
     """Of a run that had ended before: say so; draw the picture if it was killed before it did."""
     picture = Path(config.out_dir) / PICTURE
     if not picture.exists():
-        with contextlib.suppress(OSError, UserError):  # in a folder that may only be read
+        with contextlib.suppress(OSError, ImportError, UserError):  # in a folder that may only be read
             draw(config.out_dir)
     print(
         f"the run in {config.out_dir} is finished ({step} of {config.max_iters} steps){last_numbers(config.out_dir)}; "

@@ -93,7 +93,8 @@ class Shard:
         They are read, not memory-mapped: a mapped file that shrinks ends the process with a signal.
         """
         try:
-            count = os.preadv(open_file(self.path).fileno(), [tokens], self.offset + 2 * start)
+            file = open_file(self.path)  # held, so that another thread's reading closes it not before this one is done
+            count = os.preadv(file.fileno(), [tokens], self.offset + 2 * start)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read any more: {error.strerror or error}") from None
         if count != tokens.nbytes:

@@ -328,7 +328,10 @@ def separated_documents(path, position, columns, separator):
             offset += len(line)
             if line and line.rstrip(b"\r\n") != separator:
                 too_long = too_long or len(document) + len(line) > LONGEST
-                document = bytearray() if too_long else document + line
+                if too_long:
+                    document = bytearray()
+                else:
+                    document += line  # in place: a long document is copied once
                 continue
             if line:
                 end = len(document) - (document.endswith(b"\n") + document.endswith(b"\r\n"))

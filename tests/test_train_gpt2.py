@@ -183,6 +183,30 @@ def test_a_finished_run_can_be_trained_on(undisturbed, data_dir, tmp_path):
     assert metrics_of(tmp_path / "run")[-1]["step"] == 34 and zeros(tmp_path / "run", 34) == zeros(undisturbed)
 
 
+@pytest.mark.parametrize("theirs, ours", [("adamw", "sgd"), ("sgd", "adamw"), ("adamw", "adamwspam")])
+def test_the_states_of_another_optimizer_are_refused(theirs, ours, data_dir, tmp_path):
+    train(data_dir, tmp_path / "run", f"--optimizer={theirs}", "--max_iters=10")
+    done = train(data_dir, tmp_path / "run", f"--optimizer={ours}", "--max_iters=20", "--init_from=resume", check=False)
+    assert f"optimizer is {theirs} there, {ours} here" in refused(done)[0]
+
+
+def test_other_micro_batches_are_the_same_run_only_with_the_same_evaluation(undisturbed, data_dir, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    batches = ["--batch_size=1", "--gradient_accumulation_steps=24"]
+    other = train(data_dir, tmp_path / "run", *PRUNED, *batches, check=False)
+    assert "batch_size is 2 there, 1 here" in refused(other)[0]
+    assert "is finished" in train(data_dir, tmp_path / "run", *PRUNED, *batches, "--eval_iters=6").stdout
+
+
+def test_a_run_that_began_from_weights_resumes_at_their_sizes(undisturbed, data_dir, tmp_path):
+    sizes = ("--n_layer", "--n_head", "--n_embd", "--block_size")
+    given = [argument for argument in SMALL if not argument.startswith(sizes)]
+    for start, steps in ((undisturbed, 10), ("resume", 20), ("resume", 30)):
+        arguments = [f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}", f"--init_from={start}"]
+        run("train_gpt2.py", *given, *arguments, f"--max_iters={steps}")
+    assert metrics_of(tmp_path / "run")[-1]["step"] == 30
+
+
 def test_a_run_starts_from_another_checkpoints_weights(undisturbed, data_dir, tmp_path):
     train(data_dir, tmp_path / "run", f"--init_from={undisturbed}", "--max_iters=2", "--learning_rate=1e-9")
     assert metrics_of(tmp_path / "run")[-1]["val_loss"] == pytest.approx(

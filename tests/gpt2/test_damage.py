@@ -1,5 +1,6 @@
 """Damaged and hostile files: what is read from a disk is what was written, or passed over, or refused in a line."""
 
+import errno
 import json
 import os
 import random
@@ -265,3 +266,17 @@ def test_metrics_of_a_disk_that_was_full_for_a_while_are_not_lost(tmp_path, monk
     lines.close()
     assert (tmp_path / "metrics.jsonl").read_text() == "line 0\nline 1\nline 2\nline 3\n"
     assert capfd.readouterr().err.count("warning") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EMFILE])
+def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_a_damaged_one(intact, tmp_path, number, monkeypatch):
+    shutil.copytree(intact[0], tmp_path / "run")
+    before = sorted((tmp_path / "run" / "checkpoints").iterdir())
+
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(checkpoint, "digest", fail)
+    with pytest.raises(UserError, match="the same command continues once it can"):
+        checkpoint.newest(tmp_path / "run", put_aside=True)
+    assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before

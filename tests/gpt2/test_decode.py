@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 
 from gpt2 import sparse_linear
-from gpt2.decode import Past, generate
+from gpt2.decode import Past, draw, generate
 from gpt2.model import GPT, GPTConfig
 
 
@@ -84,3 +84,9 @@ def test_a_compiler_that_fails_leaves_torchs_own_form(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     assert sparse_linear.forms() == [sparse_linear.csr] and not list((tmp_path / "extensions").iterdir())
+
+
+def test_a_temperature_near_zero_draws_the_likeliest_token():
+    logits = torch.tensor([[1.0, 3.0, 2.0], [90.0, -5.0, 0.0]])
+    for temperature in (1e-3, 1e-40):
+        assert draw(logits.clone(), temperature, 0, torch.Generator().manual_seed(0)).tolist() == [[1], [0]]

@@ -28,7 +28,8 @@ def test_out_of_memory_of_this_cpu_says_which_knobs_help_and_by_how_much():
         torch.empty(2**58, dtype=torch.uint8)
     line = str(caught.value)
     assert "288230376151711744 bytes more were asked for" in line and "\n" not in line
-    assert "--batch_size=6 --gradient_accumulation_steps=16 is the same global batch with half" in line
+    assert "--batch_size=6 --gradient_accumulation_steps=16 --eval_iters=40 is the same global batch" in line
+    assert "is the same global batch and evaluation with half the activations" in line
     assert "--activation_checkpointing=True" in line and "holds 0.2 GiB" in line and "instead of 1.9 GiB" in line
 
 

@@ -184,3 +184,9 @@ def test_what_is_no_jsonl_of_hellaswag_is_one_line(tmp_path, data):
     with pytest.raises(UserError) as refused:
         hellaswag.read_items(tmp_path / "items.jsonl")
     assert "\n" not in str(refused.value) and "items.jsonl" in str(refused.value)
+
+
+def test_a_text_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path):
+    item = ITEMS[0] | {"ctx_a": "a line\u2028and the next\x85"}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert hellaswag.from_file(tmp_path / "items.jsonl") == [item]

@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import struct
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -189,3 +191,25 @@ def test_a_meta_json_that_is_none_is_one_line(text, tmp_path):
     with pytest.raises(UserError, match="meta.json") as error:
         read_meta(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_two_threads_that_read_more_shards_than_are_held_open_each_get_their_own(tmp_path):
+    for number in range(100):
+        write_like_llmc(tmp_path / f"numbered_train_{number:06d}.bin", [number] * 8)
+    shards, wrong = find_shards(tmp_path, "train"), []
+
+    def read(seed):
+        for number in np.random.default_rng(seed).integers(0, 100, 20_000):
+            tokens = np.empty(8, "<u2")
+            shards[number].fill(tokens, 0)
+            if (tokens != number).any():
+                wrong.append(number)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(read, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
