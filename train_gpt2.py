@@ -142,6 +142,7 @@ def run(config, change, stops, writer):
     done = start
     if found and found[1]["val_loss"] is None and (start % config.eval_interval == 0 or start == config.max_iters):
         val_loss = measure()  # the run was stopped in this evaluation
+        parallel.on_main(world, checkpoint.add_val_loss, found[0], val_loss)
         log.write(start, dict(val_loss=val_loss))
     pace = Pace(world.device)
     for step in range(start + 1, config.max_iters + 1):

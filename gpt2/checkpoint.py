@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2.config import ARCHITECTURE, differences, setting_changes
 from gpt2.errors import UserError
-from gpt2.files import read_json
+from gpt2.files import read_json, write_json
+from gpt2.guard import finite
 from gpt2.placement import fill
 from gpt2.tokenizer import description_in
 
@@ -138,6 +139,15 @@ def verify(path):
         if not file.is_file() or file.stat().st_size != facts["bytes"] or digest(file) != facts["sha256"]:
             raise ValueError(f"{name} is not the file that was written (missing, or size or sha256 differs)")
     return manifest
+
+
+def add_val_loss(path, val_loss):
+    """Write into the manifest at `path` a loss that was measured after its checkpoint had been saved."""
+    manifest = read_manifest(path) | {"val_loss": finite(val_loss)}
+    if "checksum" in manifest:
+        manifest["checksum"] = checksum(manifest)
+    with contextlib.suppress(OSError):  # a disk that takes nothing is the log's to tell
+        write_json(path / "manifest.json", manifest)
 
 
 def newest(out_dir, put_aside=False):

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gpt2 import lock, stops, watch
+from gpt2 import checkpoint, lock, stops, watch
 from gpt2.errors import UserError
 from gpt2.lock import OnlyRunIn
 from gpt2.parallel import World
@@ -66,6 +66,9 @@ def test_a_signal_costs_the_step_under_way(fault, step, zygote, undisturbed, dat
     lines = metrics_of(tmp_path / "run")
     assert sorted({line["step"] for line in lines}) == list(range(1, 31))
     assert sorted({line["step"] for line in lines if "val_loss" in line}) == [10, 20, 30]
+    assert checkpoint.newest(tmp_path / "run")[1]["val_loss"] == lines[-1]["val_loss"]
+    again = zygote.run(*RUN, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}")
+    assert "is finished" in again.output and metrics_of(tmp_path / "run") == lines
 
 
 @pytest.mark.parametrize(
