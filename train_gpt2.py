@@ -93,7 +93,7 @@ def run(config, change, stops, writer):
     if found and checkpoint.is_finished(found[1], config):
         return say_finished(config, found[1]["step"]) if world.is_main else None
     config, training, validation = parallel.agree(world, open_data, config, found)
-    data = parallel.on_main(world, describe_data, config.data_dir, training.shards)
+    data = parallel.on_main(world, describe_data, config.data_dir, training.shards, validation.shards)
     parallel.on_main(world, checkpoint.require_same_data, found, data, config)
     if config.wandb_log:
         parallel.on_main(world, tracking.check)

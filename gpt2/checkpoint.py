@@ -294,12 +294,14 @@ def require_same_data(found, data, config):
             f"{config.data_dir}: of another vocabulary than the run in {config.out_dir}: {'; '.join(changed)}"
         )
     way_out = f"restore them, or {elsewhere_than(config.out_dir)}"
-    there, here = ({shard[0]: shard[1:] for shard in shards} for shards in (manifest["data"], data["data"]))
-    if other := sorted(name for name in there.keys() | here.keys() if not same_shard(there.get(name), here.get(name))):
-        raise UserError(
-            f"{config.data_dir}: not the shards that the run in {config.out_dir} was trained on; added, removed or "
-            f"changed: {', '.join(other[:4])}; {way_out}"
-        )
+    for key, use in (("data", "trained"), ("validation", "evaluated")):
+        there, here = ({row[0]: row[1:] for row in rows} for rows in (manifest.get(key, data[key]), data[key]))
+        other = sorted(name for name in there.keys() | here.keys() if not same_shard(there.get(name), here.get(name)))
+        if other:
+            raise UserError(
+                f"{config.data_dir}: not the shards that the run in {config.out_dir} was {use} on; added, removed or "
+                f"changed: {', '.join(other[:4])}; {way_out}"
+            )
     words = description_in(manifest.get("tokenizer")), data["tokenizer"]
     if None not in words and words[0] != words[1]:
         raise UserError(

@@ -61,13 +61,19 @@ class Windows:
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
 
-def describe_data(data_dir, shards):
-    """What a checkpoint's manifest keeps of the data: {"data": [[name, tokens, fingerprint], ...], "tokenizer": ...}.
+def describe_data(data_dir, shards, validation=()):
+    """What a checkpoint's manifest keeps of the data: {"data": [[name, tokens, fingerprint], ...], "validation": the
+    same of its shards, "tokenizer": ...}.
 
     The fingerprint is the file's sha256: computed where the data are so small that they are read in full anyway, else
     as meta.json has it, else of samples. tokenizer: as meta.json describes it, or None where nothing does.
     """
     meta = read_meta(data_dir)
+    rows = {"data": rows_of(shards, meta), "validation": rows_of(validation, meta)}
+    return rows | {"tokenizer": description_in(meta)}
+
+
+def rows_of(shards, meta):
     small = sum(shard.tokens for shard in shards) <= SCAN_TOKENS
     listed = {} if small else {shard["name"]: shard["sha256"] for shard in meta.get("shards", [])}
     rows = []
@@ -75,7 +81,7 @@ def describe_data(data_dir, shards):
         name = Path(shard.path).name
         known = listed.get(name)
         rows.append([name, shard.tokens, f"sha256:{known}" if known else fingerprint(shard, whole=small)])
-    return {"data": rows, "tokenizer": description_in(meta)}
+    return rows
 
 
 def fingerprint(shard, whole):

@@ -214,13 +214,14 @@ def test_a_run_starts_from_another_checkpoints_weights(undisturbed, data_dir, tm
     )
 
 
-def test_changed_shards_are_noticed(undisturbed, data_dir, tmp_path):
+@pytest.mark.parametrize("name, use", [("toy_train_000009.bin", "trained"), ("toy_val_000000.bin", "evaluated")])
+def test_changed_shards_are_noticed(name, use, undisturbed, data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "data")
-    write_shard(tmp_path / "data" / "toy_train_000009.bin", [1, 2, 3] * 100)
+    write_shard(tmp_path / "data" / name, [1, 2, 3] * 100)
     shutil.copytree(undisturbed, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000030")
     lines = refused(train(tmp_path / "data", tmp_path / "run", *PRUNED, check=False))
-    assert len(lines) == 1 and "toy_train_000009.bin" in lines[0]
+    assert len(lines) == 1 and name in lines[0] and f"was {use} on" in lines[0]
 
 
 def test_divergence_stops_the_run_and_keeps_its_checkpoints(data_dir, tmp_path):
