@@ -1,10 +1,12 @@
 """The model card (README.md) of an exported model: what it was trained on, how it was pruned, what was measured, how to
 load it."""
 
+import shlex
 from dataclasses import asdict, replace
 
 from gpt2 import bitmask, load
-from gpt2.config import FIELDS, Config, with_defaults_resolved
+from gpt2.config import FIELDS, MAY_CHANGE, Config, with_defaults_resolved
+from gpt2.initial import STARTS
 from gpt2.metrics import measures, read_evaluation
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -108,14 +110,17 @@ def training(found):
 
 def command(config):
     """The command that trains such a model: the options that are neither the default, nor follow from others or from
-    the data, nor are the machine's."""
+    the data, nor are the machine's or of no influence on the model."""
     derived = {name: FIELDS[name].default for name in ("min_lr", "lr_decay_iters", "prune_begin", "prune_end")}
     usual = asdict(with_defaults_resolved(replace(config, **derived)))
     usual = asdict(Config()) | {name: usual[name] for name in derived}
-    machine = ("out_dir", "device", "vocab_size", "wandb_log", "wandb_project", "wandb_run_name")
-    config = replace(config, data_dir=load.public(config.data_dir), init_from=load.public(config.init_from))
+    left_out = {"vocab_size", *MAY_CHANGE} - {"data_dir", "data_format", "dtype", "init_from"}
+    weights = "auto" if config.init_from in STARTS else load.public(config.init_from)
+    config = replace(config, data_dir=load.public(config.data_dir), init_from=weights)
     options = [
-        f"--{name}={value}" for name, value in asdict(config).items() if value != usual[name] and name not in machine
+        f"--{name}={shlex.quote(str(value))}"
+        for name, value in asdict(config).items()
+        if value != usual[name] and name not in left_out
     ]
     return " \\\n    ".join(["python train_gpt2.py", *options])
 

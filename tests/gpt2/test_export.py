@@ -4,17 +4,20 @@ import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt2 import convert, evaluate, export, hf_tokenizer, load, picture, report, tokenizer
+from gpt2 import convert, evaluate, export, hf_tokenizer, load, model_card, picture, report, tokenizer
 from gpt2.bitmask import load as load_bitmask
+from gpt2.config import Config, with_defaults_resolved
 from gpt2.model import GPT, GPTConfig
 from tests.conftest import ROOT, shared_data
 
@@ -305,3 +308,9 @@ def test_a_full_disk_behind_what_is_printed_is_one_line(finished_run):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "No space left" in done.stderr
+
+
+def test_a_cards_command_names_what_makes_the_model_and_can_be_typed():
+    config = replace(Config(), data_dir="my data", init_from="resume", max_hours=8.0, keep_checkpoints=3, n_layer=2)
+    command = shlex.split(model_card.command(with_defaults_resolved(config)).replace("\\\n", ""))
+    assert command == ["python", "train_gpt2.py", "--data_dir=my data", "--n_layer=2"]
