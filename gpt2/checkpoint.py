@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gpt2.config import ARCHITECTURE, differences, setting_changes
-from gpt2.errors import UserError
+from gpt2.config import ARCHITECTURE, differences, same_product, setting_changes
+from gpt2.errors import UserError, warn
 from gpt2.files import read_json, write_json
 from gpt2.guard import finite
 from gpt2.placement import fill
@@ -258,6 +258,11 @@ def find_run(config):
     if (changed := setting_changes(theirs, ours)) and config.init_from != "resume":
         raise UserError(
             f"{out_dir} holds another run: {'; '.join(changed)}; {elsewhere}, or continue it so with --init_from=resume"
+        )
+    if not same_product(theirs, ours, "eval_iters"):
+        warn(
+            f"evaluations take {config.eval_iters * config.batch_size} windows now, before "
+            f"{theirs.get('eval_iters')} x {theirs.get('batch_size')}: their losses do not compare"
         )
     if found is None and config.init_from == "resume":
         raise UserError(

@@ -435,15 +435,19 @@ def impossible(config, names):
 def setting_changes(old, new):
     """What makes `new` another run than `old`, dicts of settings: 'name is OLD there, NEW here' for each.
 
-    Without dropout, the same sequences a step and an evaluation in other micro-batches are the same run.
+    Without dropout, the same sequences a step in other micro-batches are the same run.
     """
-    names = [name for name in new if name not in MAY_CHANGE]
-    batch = ("batch_size", "gradient_accumulation_steps", "eval_iters")
-    if not new["dropout"] and all(name in old for name in batch):
-        (size, steps, iters), (new_size, new_steps, new_iters) = ([of[name] for name in batch] for of in (old, new))
-        if size * steps == new_size * new_steps and size * iters == new_size * new_iters:
-            names = [name for name in names if name not in batch]
+    names = {name: None for name in new if name not in MAY_CHANGE}
+    if not new["dropout"] and same_product(old, new, "gradient_accumulation_steps"):
+        del names["batch_size"], names["gradient_accumulation_steps"]
+        if same_product(old, new, "eval_iters"):
+            del names["eval_iters"]
     return differences(old, new, names)
+
+
+def same_product(old, new, name):
+    """Whether batch_size times the option `name`, sequences of a step or of an evaluation, is the same in both."""
+    return {"batch_size", name} <= old.keys() and old["batch_size"] * old[name] == new["batch_size"] * new[name]
 
 
 def impossible_pattern(config):
