@@ -10,7 +10,7 @@ from gpt2.tokenizer import END_OF_TEXT, gpt2_encoding
 def write(folder, words, block_size):
     """Write tokenizer.json and tokenizer_config.json, and for GPT-2 its vocab.json and merges.txt, into `folder`."""
     made = as_library_tokenizer(words)
-    end = made.id_to_token(words.end_of_text)
+    end = made.id_to_token(words.end_of_text) if has_end(words) else None
     write_atomically(folder / "tokenizer.json", made.to_str(pretty=True).encode())
     write_json(
         folder / "tokenizer_config.json",
@@ -48,11 +48,16 @@ def as_library_tokenizer(words):
         made = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words.name == "gpt2")
         made.decoder = decoders.ByteLevel()
-    if words.end_of_text >= len(words.characters):
+    if has_end(words):
         made.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)])
     if made.get_vocab_size() != words.vocab_size:
         raise ValueError(f"{made.get_vocab_size()} tokens there, {words.vocab_size} here")
     return made
+
+
+def has_end(words):
+    """Whether end-of-text is a token of its own, and not a character that stands for it, as nanoGPT's newline does."""
+    return words.end_of_text >= len(words.characters)
 
 
 def byte_letters():
@@ -105,5 +110,6 @@ def token_bytes(words):
             return None
         for token, number in described["model"]["vocab"].items():
             counts[number] = len(token)  # one letter a byte
-    counts[words.end_of_text] = 0
+    if has_end(words):
+        counts[words.end_of_text] = 0
     return counts

@@ -314,3 +314,12 @@ def test_a_cards_command_names_what_makes_the_model_and_can_be_typed():
     config = replace(Config(), data_dir="my data", init_from="resume", max_hours=8.0, keep_checkpoints=3, n_layer=2)
     command = shlex.split(model_card.command(with_defaults_resolved(config)).replace("\\\n", ""))
     assert command == ["python", "train_gpt2.py", "--data_dir=my data", "--n_layer=2"]
+
+
+def test_a_newline_that_stands_for_end_of_text_is_a_character_still(tmp_path):
+    """As in nanoGPT's models of characters, which have no end-of-text."""
+    words = replace(tokenizer.load({"tokenizer": "char", "characters": "\nab"}), vocab_size=3, end_of_text=0)
+    assert hf_tokenizer.token_bytes(words)[:3] == [1, 1, 1]
+    hf_tokenizer.write(tmp_path, words, 16)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.decode(theirs("ab\nb")["input_ids"], skip_special_tokens=True) == "ab\nb"
