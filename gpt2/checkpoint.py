@@ -247,8 +247,7 @@ def find_run(config):
     except DAMAGED as error:
         raise UserError(f"{started}: {error}; {elsewhere}") from None
     ours["vocab_size"] = ours["vocab_size"] or theirs.get("vocab_size")
-    theirs.setdefault("optimizer", "adamw")
-    if changed := differences(theirs, ours, ("optimizer",)) if found else []:
+    if found and (changed := differences(theirs, ours, ("optimizer",))):
         raise UserError(
             f"{out_dir} holds the states of another optimizer: {changed[0]}; --init_from={out_dir} with another "
             "--out_dir starts one anew from its weights"
@@ -259,7 +258,7 @@ def find_run(config):
         raise UserError(
             f"{out_dir} holds another run: {'; '.join(changed)}; {elsewhere}, or continue it so with --init_from=resume"
         )
-    if not same_product(theirs, ours, "eval_iters"):
+    if found and not same_product(theirs, ours, "eval_iters"):
         warn(
             f"evaluations take {config.eval_iters * config.batch_size} windows now, before "
             f"{theirs.get('eval_iters')} x {theirs.get('batch_size')}: their losses do not compare"

@@ -437,12 +437,12 @@ def setting_changes(old, new):
 
     Without dropout, the same sequences a step in other micro-batches are the same run.
     """
-    names = {name: None for name in new if name not in MAY_CHANGE}
+    free = set(MAY_CHANGE)
     if not new["dropout"] and same_product(old, new, "gradient_accumulation_steps"):
-        del names["batch_size"], names["gradient_accumulation_steps"]
+        free |= {"batch_size", "gradient_accumulation_steps"}
         if same_product(old, new, "eval_iters"):
-            del names["eval_iters"]
-    return differences(old, new, names)
+            free.add("eval_iters")
+    return differences(old, new, [name for name in new if name not in free])
 
 
 def same_product(old, new, name):

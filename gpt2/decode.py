@@ -50,4 +50,4 @@ def draw(logits, temperature, top_k, generator):
     if 0 < top_k < logits.shape[-1]:
         logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
     below = logits - logits.max(-1, keepdim=True).values  # so that no temperature makes the highest infinite
-    return torch.multinomial((below / temperature).softmax(-1), 1, generator=generator)
+    return torch.multinomial((below / max(temperature, 1e-30)).softmax(-1), 1, generator=generator)

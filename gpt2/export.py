@@ -71,8 +71,7 @@ def converted(found, name, dtype, turned):
 def write_hugging_face(found, folder, words, dtype):
     """Write everything that transformers needs of `found` into `folder`."""
     end = words.end_of_text if hf_tokenizer.has_end(words) else None
-    config = hugging_face.config_of(found.sizes, words.end_of_text, dtype) | {"eos_token_id": end}
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", hugging_face.config_of(found.sizes, words.end_of_text, end, dtype))
     ends = {"bos_token_id": words.end_of_text, "eos_token_id": end, "pad_token_id": words.end_of_text}
     write_json(folder / "generation_config.json", ends)
     hf_tokenizer.write(folder, words, found.sizes.block_size)

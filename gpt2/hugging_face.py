@@ -112,8 +112,8 @@ def open_safetensors(path):
         raise UserError(f"{path}: cannot be read as safetensors: {error}") from None
 
 
-def config_of(sizes, end_of_text, dtype):
-    """The config.json that transformers reads for a model of these sizes, as a dict."""
+def config_of(sizes, start, end, dtype):
+    """The config.json that transformers reads for a model of these sizes, as a dict; start, end: tokens, or None."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -135,6 +135,6 @@ def config_of(sizes, end_of_text, dtype):
         "scale_attn_weights": True,
         "tie_word_embeddings": True,
         "use_cache": True,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "bos_token_id": start,
+        "eos_token_id": end,
     }

@@ -59,13 +59,15 @@ def sizes(config):
 
     A run that has begun has them written down: it goes on without the weights it began from, and resumes at its sizes.
     """
+    if config.init_from in ("auto", "scratch"):
+        return {}
     try:
         begun = from_json((Path(config.out_dir) / "config.json").read_text())
-        if config.init_from == "resume" or config.init_from == begun["init_from"] not in STARTS:
+        if config.init_from in ("resume", begun["init_from"]):
             return {name: begun[name] for name in SIZES}
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    if config.init_from in STARTS:
+    if config.init_from == "resume":
         return {}
     found = load.find(folder_of(config.init_from)).sizes
     return {name: getattr(found, name) for name in SIZES}

@@ -88,5 +88,5 @@ def test_a_compiler_that_fails_leaves_torchs_own_form(tmp_path, monkeypatch):
 
 def test_a_temperature_near_zero_draws_the_likeliest_token():
     logits = torch.tensor([[1.0, 3.0, 2.0], [90.0, -5.0, 0.0]])
-    for temperature in (1e-3, 1e-40):
+    for temperature in (1e-3, 1e-40, 1e-300):
         assert draw(logits.clone(), temperature, 0, torch.Generator().manual_seed(0)).tolist() == [[1], [0]]
