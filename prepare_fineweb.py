@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 
 from gpt2 import tokenizer
+from gpt2.config import shown
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.hub import Hub
 from gpt2.lock import locked
@@ -115,7 +116,7 @@ def require_same(found, arguments, out_dir):
             )
         if there != here:
             raise UserError(
-                f"--out_dir {out_dir}: was begun with --{name} {there}, not {here}: "
+                f"--out_dir {out_dir}: was begun with --{name} {shown(there)}, not {shown(here)}: "
                 "give the same arguments, or another --out_dir"
             )
 
@@ -154,6 +155,7 @@ def parse(arguments):
     parser.add_argument("--text_column", default="text", help="column, or key of a JSON line, that holds the text")
     parser.add_argument(
         "--document_separator",
+        type=str,
         metavar="LINE",
         help="line between two documents of a .txt (default: a file is one document)",
     )

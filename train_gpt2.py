@@ -21,7 +21,7 @@ import torch
 from gpt2 import checkpoint, initial, parallel, silent, tracking
 from gpt2.config import help_text, load_config
 from gpt2.data import TrainingBatches, Windows, describe_data
-from gpt2.errors import Heedless, UserError, exit_at_once, one_line_errors
+from gpt2.errors import Heedless, exit_at_once, one_line_errors
 from gpt2.evaluate import evaluate
 from gpt2.explain import machine_errors
 from gpt2.faults import point
@@ -49,11 +49,7 @@ def open_data(config, found):
     """The config with the vocabulary filled in (the data's, or else the run's), and the windows of training and
     validation."""
     of_data = read_meta(config.data_dir).get("vocab_size", 0)
-    if 0 < config.vocab_size < of_data:
-        raise UserError(
-            f"vocab_size={config.vocab_size} is smaller than the {of_data} of the tokenizer of {config.data_dir}; "
-            "leave it away"
-        )
+    initial.require_room(config, of_data)
     config = replace(
         config, vocab_size=config.vocab_size or of_data or (found[1]["config"]["vocab_size"] if found else 50257)
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import operator
 import os
 import runpy
 import types
@@ -231,6 +232,7 @@ def load_config(arguments, names, sizes_of=lambda config: {}):
     problems += idle_pruning(values, typed)
     values |= typed
     config = dataclasses.replace(Config(), **values)
+    problems += nameless(config)
     if not problems:
         config = with_sizes(config, values, sizes_of, problems)
         config = with_defaults_resolved(config)
@@ -257,7 +259,7 @@ def with_sizes(config, given, sizes_of, problems):
 def run_file(path, problems):
     """The names that a config file assigns; modules, functions and names like _this are its own affair."""
     if not os.path.isfile(path):
-        problems.append(f"{path}: no such config file (options are given as --key=value)")
+        problems.append(f"{shown(path)}: no such config file (options are given as --key=value)")
         return {}
     try:
         names = runpy.run_path(path)
@@ -377,6 +379,12 @@ def idle_pruning(from_files, typed):
     return [f"{listed}: without a criterion nothing is pruned: add one, as --criterion=bitter7"] if idle else []
 
 
+def nameless(config):
+    """A line for each place without a name, as where a shell's variable is not set."""
+    names = [name for name in ("out_dir", "data_dir", "init_from") if not getattr(config, name)]
+    return [f"{name}='': expected a name, as in --{name}={FIELDS[name].default}" for name in names]
+
+
 def out_of_range(config, names):
     """A line for each value that is none of its option's."""
     problems = []
@@ -389,11 +397,11 @@ def out_of_range(config, names):
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{key}={value}: expected a finite number")
         for bound, sign, holds in (
-            ("above", ">", float.__gt__),
-            ("at_least", ">=", float.__ge__),
-            ("below", "<", float.__lt__),
+            ("above", ">", operator.gt),
+            ("at_least", ">=", operator.ge),
+            ("below", "<", operator.lt),
         ):
-            if limits[bound] is not None and not holds(float(value), float(limits[bound])):
+            if limits[bound] is not None and not holds(value, limits[bound]):
                 problems.append(f"{key}={value}: expected {key} {sign} {limits[bound]}")
     if (kind := config.device.partition(":")[0]) not in DEVICES:
         problems.append(f"device={config.device}: expected one of {', '.join(DEVICES)}{nearest(kind, DEVICES)}")
@@ -470,7 +478,16 @@ def impossible_pattern(config):
 def differences(old, new, names):
     """'name is OLD there, NEW here' for each of `names` on which the dicts differ; a later option has its default."""
     there = lambda name: old.get(name, FIELDS[name].default if name in FIELDS else None)
-    return [f"{name} is {there(name)} there, {new.get(name)} here" for name in names if there(name) != new.get(name)]
+    return [
+        f"{name} is {shown(there(name))} there, {shown(new.get(name))} here"
+        for name in names
+        if there(name) != new.get(name)
+    ]
+
+
+def shown(value):
+    """A value as a message names it: an empty text in quotes, everything else as it is."""
+    return "''" if value == "" else value
 
 
 def help_text():

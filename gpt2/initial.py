@@ -73,6 +73,21 @@ def sizes(config):
     return {name: getattr(found, name) for name in SIZES}
 
 
+def require_room(config, tokens):
+    """UserError where the vocabulary is smaller than the `tokens` of the data's tokenizer."""
+    if not 0 < config.vocab_size < tokens:
+        return
+    if config.init_from in ("auto", "scratch"):
+        raise UserError(
+            f"vocab_size={config.vocab_size} is smaller than the {tokens} of the tokenizer of {config.data_dir}; "
+            "leave it away"
+        )
+    raise UserError(
+        f"data_dir={config.data_dir}: its tokenizer has {tokens} tokens, the weights of init_from={config.init_from} "
+        f"{config.vocab_size}: prepare the data with the tokenizer of the weights"
+    )
+
+
 def load_into(model, config, words):
     """Copy the weights that init_from names, if it does, into the model; of positions only as many as it has.
 

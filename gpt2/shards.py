@@ -138,7 +138,7 @@ def read_meta(data_dir):
     path = Path(data_dir) / "meta.json"
     try:
         meta = from_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {first_line(error)}") from None
@@ -169,6 +169,8 @@ def find_shards(data_dir, split, data_format="shards"):
     meta.pkl.
     """
     folder = Path(data_dir)
+    if folder.is_file():
+        raise UserError(f"data_dir={data_dir}: is a file, expected the folder of the token shards")
     if not folder.is_dir():
         raise UserError(f"data_dir={data_dir}: no such folder; prepare_fineweb.py --out_dir={data_dir} writes one")
     if (folder / PROGRESS).exists() and not (folder / "meta.json").exists():

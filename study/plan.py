@@ -14,7 +14,7 @@ import runpy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gpt2.config import ARCHITECTURE, Config, impossible, nearest, with_defaults_resolved
+from gpt2.config import ARCHITECTURE, Config, impossible, nearest, shown, with_defaults_resolved
 from gpt2.errors import UserError
 from pruning.allocation import ALLOCATIONS
 from pruning.criteria import CRITERIA
@@ -176,5 +176,7 @@ def shared_facts(plan, result):
 
 def differences(wanted, made, where):
     return [
-        f"{key} is {made.get(key)} there, {value} {where}" for key, value in wanted.items() if made.get(key) != value
+        f"{key} is {shown(made.get(key))} there, {shown(value)} {where}"
+        for key, value in wanted.items()
+        if made.get(key) != value
     ]

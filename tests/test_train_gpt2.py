@@ -11,7 +11,9 @@ import pytest
 from safetensors.numpy import load
 
 import train_gpt2
-from gpt2.config import load_config
+from gpt2 import initial
+from gpt2.config import differences, load_config
+from gpt2.errors import UserError
 from tests.conftest import PRUNED, ROOT, SMALL, files_of, metrics_of, refused, run, run_anew, shared_data, write_shard
 
 
@@ -290,6 +292,22 @@ def test_one_wrong_option_is_one_line_and_no_other_is_blamed(argument, data_dir)
     assert len(lines) == 1 and f"error: {argument.partition('=')[0][2:]}=" in lines[0]
 
 
+@pytest.mark.parametrize("name", ["out_dir", "data_dir", "init_from"])
+def test_a_place_without_a_name_is_one_line(name):
+    with pytest.raises(UserError) as error:
+        load_config([f"--{name}="], {}, initial.sizes)
+    assert str(error.value).startswith(f"{name}='': expected a name") and "\n" not in str(error.value)
+
+
+def test_the_largest_seed_is_one():
+    assert load_config([f"--seed={2**63 - 1}"], {}).seed == 2**63 - 1
+
+
+def test_an_empty_value_that_differs_can_be_seen():
+    changed = differences({"pattern": "", "seed": 1}, {"pattern": "2:4", "seed": 2}, ["pattern", "seed"])
+    assert changed == ["pattern is '' there, 2:4 here", "seed is 1 there, 2 here"]
+
+
 def bad_data(kind, folder):
     """A data_dir with one thing wrong, and words of the error that names it."""
     tokens = np.arange(500) % 50
@@ -318,11 +336,14 @@ def bad_data(kind, folder):
     return "meta.json: cannot be read as JSON"
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "magic", "token", "short", "json"])
+@pytest.mark.parametrize("kind", ["missing", "file", "empty", "truncated", "magic", "token", "short", "json"])
 def test_bad_data_is_one_line(kind, tmp_path):
     words = "no such folder" if kind == "missing" else None
     data = tmp_path / "data"
-    if kind != "missing":
+    if kind == "file":
+        data.write_text("in the way")
+        words = "is a file, expected the folder of the token shards"
+    elif kind != "missing":
         data.mkdir()
         words = bad_data(kind, data)
     lines = refused(train(data, tmp_path / "run", check=False))

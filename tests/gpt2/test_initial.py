@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import train_gpt2
 from gpt2 import initial
 from gpt2.config import Config, load_config
 from gpt2.errors import UserError
@@ -102,6 +103,16 @@ def test_sizes_that_do_not_fit_the_weights_are_refused(argument, words, tmp_path
     write_hugging_face(tmp_path / "hf")
     with pytest.raises(UserError, match=words):
         load_config([f"--init_from={tmp_path / 'hf'}", argument], {}, initial.sizes)
+
+
+def test_data_of_more_tokens_than_the_weights_have_are_the_datas_fault(tmp_path):
+    write_hugging_face(tmp_path / "hf")
+    (tmp_path / "meta.json").write_text(json.dumps({"tokenizer": "byte", "vocab_size": 257}))
+    config = load_config([f"--init_from={tmp_path / 'hf'}", f"--data_dir={tmp_path}"], {}, initial.sizes)
+    with pytest.raises(UserError, match="its tokenizer has 257 tokens, the weights of init_from=.* 100: prepare"):
+        train_gpt2.open_data(config, None)
+    with pytest.raises(UserError, match="vocab_size=7 is smaller than the 257 .*; leave it away"):
+        train_gpt2.open_data(replace(config, init_from="auto", vocab_size=7), None)
 
 
 def test_a_misspelt_start_names_the_nearest(tmp_path):
