@@ -19,7 +19,7 @@ import train_gpt2
 from bench.machine import facts, write
 from gpt2 import parallel
 from gpt2.checkpoint import checkpoints
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.guard import Guard
 from gpt2.load import load_run
 from pruning import Pruner
@@ -109,6 +109,17 @@ def same(folder, runs, to):
         sys.exit("a resumed run does not end as an undisturbed one")
 
 
+def check(args):
+    """UserError where a run is not there, or something is not given."""
+    for name in args.runs:
+        if not (args.folder / name).is_dir():
+            raise UserError(f"{args.folder / name}: no such run")
+    if args.what == "same" and len(args.runs) != 2:
+        raise UserError(f"same {' '.join(args.runs)}: expected two runs")
+    if args.what != "cut" and not args.to:
+        raise UserError(f"{args.what} needs --to, the folder of the results")
+
+
 def main():
     if sys.argv[1:2] == ["train"]:
         return train(sys.argv[2:])
@@ -118,6 +129,7 @@ def main():
     parser.add_argument("runs", nargs="+", help="their names")
     parser.add_argument("--to", type=Path, help="folder of the results")
     args = parser.parse_args()
+    check(args)
     {"numbers": numbers, "cut": cut, "same": same}[args.what](args.folder, args.runs, args.to)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, one_line_errors, positive
 from gpt2.workers import pool
 from lenet.data import load_digits
 from lenet.model import LeNet5
@@ -49,7 +49,7 @@ def epoch(network, data_dir, batch_size=512):
 def main():
     parser = Parser(prog="python -m bench.lenet", description=__doc__)
     parser.add_argument("--data-dir", help="folder with MNIST's four IDX files; default: as lenet.train")
-    parser.add_argument("--rounds", type=int, default=5, help="epochs of each")
+    parser.add_argument("--rounds", type=positive, default=5, help="epochs of each")
     args = parser.parse_args()
     results = {network: [] for network in NETWORKS}
     for _ in tqdm(range(args.rounds), unit="round", disable=None):

@@ -94,9 +94,14 @@ def finish(model, optimizer):
     optimizer.zero_grad(set_to_none=True)
 
 
+def checkout_at(path):
+    """The path, where a checkout of nanoGPT lies there."""
+    if not (Path(path) / "model.py").is_file():
+        raise UserError(f"{path}: holds no model.py: expected a checkout of nanoGPT")
+    return path
+
+
 def load_module(path):
-    if not path.is_file():
-        raise UserError(f"{path}: no such file: expected a checkout of nanoGPT")
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt_model"] = module

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gpt2 import parallel
+from gpt2.files import check_writable
 
 RESULTS = Path(__file__).parent.parent / "results"
 STAND_INS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")  # hold a CPU back to plainer ones
@@ -79,8 +80,10 @@ def heading(found):
 
 
 def path_of(found, topic, to=RESULTS):
-    """The file of a machine's numbers on a topic, results/TOPIC/MACHINE.json."""
-    return Path(to) / topic / f"{found['machine'].lower().replace(' ', '-')}.json"
+    """The file of a machine's numbers on a topic, results/TOPIC/MACHINE.json. UserError where it cannot be written."""
+    path = Path(to) / topic / f"{found['machine'].lower().replace(' ', '-')}.json"
+    check_writable(path)
+    return path
 
 
 def write(path, numbers):

@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from bench.machine import peak_of
 from gpt2 import tokenizer
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors, positive
+from gpt2.inputs import readable
 from gpt2.shards import find_shards, read_meta
 
 
@@ -31,7 +32,8 @@ def write_repeated(files, times, path):
     """One parquet file, with row groups of 1,000 documents, that holds the files' texts `times` times."""
     import pyarrow.parquet
 
-    table = pyarrow.concat_tables([pyarrow.parquet.read_table(file, columns=["text"]) for file in files])
+    with readable(", ".join(files)):
+        table = pyarrow.concat_tables([pyarrow.parquet.read_table(file, columns=["text"]) for file in files])
     pyarrow.parquet.write_table(pyarrow.concat_tables([table] * times), path, row_group_size=1000)
 
 
@@ -62,8 +64,8 @@ def whole_command(path, workers, out_dir):
         "--workers",
         str(workers),
     ]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    start, said = time.perf_counter(), tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
     peaks = {}
     while process.poll() is None:
         for pid in (str(process.pid), *children_of(process.pid)):
@@ -71,7 +73,8 @@ def whole_command(path, workers, out_dir):
         time.sleep(0.1)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise SystemExit(f"prepare_fineweb.py ended with {process.returncode}")
+        said.seek(0)
+        raise UserError(said.read().strip().rpartition("\n")[2])
     tokens = sum(shard["tokens"] for shard in read_meta(out_dir)["shards"])
     own = peaks.pop(str(process.pid))
     return tokens / seconds, own / 1e6, max(peaks.values()) / 1e6
@@ -103,8 +106,8 @@ def loader(out_dir, block_size, batch_size, batches=2000):
 def main():
     parser = Parser(prog="python -m bench.prepare", description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="parquet files with a column text")
-    parser.add_argument("--repeat", type=int, default=4, help="times the text is taken")
-    parser.add_argument("--rounds", type=int, default=3, help="times each is measured")
+    parser.add_argument("--repeat", type=positive, default=4, help="times the text is taken")
+    parser.add_argument("--rounds", type=positive, default=3, help="times each is measured")
     args = parser.parse_args()
     results = {"alone": [], 1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -112,9 +115,9 @@ def main():
         text = f"{folder}/text.parquet"
         write_repeated(args.input, args.repeat, text)
         for _ in tqdm(range(args.rounds), unit="round", disable=None):
-            results["alone"].append(tokenizer_alone(text))
             for workers in (1, 2):
                 results[workers].append(whole_command(text, workers, out_dir))
+            results["alone"].append(tokenizer_alone(text))
         alone = statistics.median(results["alone"])
         ratios = {
             workers: statistics.median(rate / base for (rate, *_), base in zip(results[workers], results["alone"]))

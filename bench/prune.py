@@ -22,7 +22,7 @@ from bench import machine
 from bench.machine import RESULTS, alone, facts, heading, path_of, write
 from gpt2 import parallel
 from gpt2.config import Config
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors, positive
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
 from pruning import Pruner
@@ -122,18 +122,20 @@ def table(model, numbers):
 def main():
     parser = Parser(prog="python -m bench.prune", description=__doc__)
     parser.add_argument("--model", choices=MODELS, default="quickstart", help="whose shape is trained")
-    parser.add_argument("--steps", type=int, help="steps of each that count; default 60, on the 124M model 6")
-    parser.add_argument("--tokens", type=int, help="tokens of a sequence; default the model's whole context")
+    parser.add_argument("--steps", type=positive, help="steps of each that count; default 60, on the 124M model 6")
+    parser.add_argument("--tokens", type=positive, help="tokens of a sequence; default the model's whole context")
     parser.add_argument("--to", default=RESULTS, help="folder of prune/")
     args = parser.parse_args()
     world = parallel.start()
     sizes, sequences, _ = MODELS[args.model]
     tokens, steps = args.tokens or sizes["block_size"], args.steps or (60 if args.model == "quickstart" else 6)
+    if tokens > sizes["block_size"]:
+        raise UserError(f"--tokens {tokens}: the context of {args.model} is {sizes['block_size']} tokens")
     here = facts(world.device)
+    path = path_of(here, "prune", args.to)
     rows = measure_together(sizes, sequences, tokens, steps, list(SIDES), world)
     memory = {name: alone(peak_memory, sizes, sequences, tokens, name) for name in SIDES}
     numbers = {"tokens": sequences * tokens, "steps": rows, "memory": memory} | here
-    path = path_of(here, "prune", args.to)
     before = json.loads(path.read_text()) if path.exists() else {}
     write(path, before | {args.model: numbers})
     print(f"{heading(here)}\nmedians of {steps} steps, in turn, after {WARMUP} that do not count\n")

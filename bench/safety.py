@@ -18,7 +18,7 @@ import torch
 from bench.machine import RESULTS, facts, heading, path_of, write
 from gpt2 import parallel, silent
 from gpt2.config import load_config
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, one_line_errors, positive
 from gpt2.guard import Guard, weight_of
 from gpt2.optimizer import make_optimizer
 from gpt2.placement import place
@@ -159,17 +159,18 @@ def main():
     parser.add_argument(
         "--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="of which configs (default: all)"
     )
-    parser.add_argument("--rounds", type=int, default=10, help="steps that count")
+    parser.add_argument("--rounds", type=positive, default=10, help="steps that count")
     parser.add_argument("--to", default=RESULTS, help="folder of safety/")
     args = parser.parse_args()
     found = facts(parallel.start().device) | {"load": os.getloadavg()[0], "shapes": {}}
+    path = path_of(found, "safety", args.to)
     print(heading(found), flush=True)
     for name in args.shapes:
         config = load_config(SHAPES[name], {})
         config = dataclasses.replace(config, vocab_size=65 if name == "quickstart" else 50257)
         found["shapes"][name] = measure(config, args.rounds)
         print(report(name, found["shapes"][name]), flush=True)
-    write(path_of(found, "safety", args.to), found)
+    write(path, found)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from bench.loops import SIZE, finish
 from bench.machine import RESULTS, facts, heading, path_of, write
 from gpt2.config import Config
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors, positive
 from gpt2.memory import keep_freed
 from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
@@ -89,13 +89,16 @@ def table(found):
 
 def main():
     parser = Parser(prog="python -m bench.scaling", description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="divisors of 16, 1 among them")
-    parser.add_argument("--rounds", type=int, default=7, help="steps of each kind that count")
+    parser.add_argument("--ranks", type=positive, nargs="+", default=[1, 2, 4], help="divisors of 16, 1 among them")
+    parser.add_argument("--rounds", type=positive, default=7, help="steps of each kind that count")
     parser.add_argument("--to", default=RESULTS, help="folder of scaling/")
     args = parser.parse_args()
+    if 1 not in args.ranks or any(SEQUENCES % ranks for ranks in args.ranks):
+        raise UserError(f"--ranks {' '.join(map(str, args.ranks))}: expected divisors of {SEQUENCES}, 1 among them")
     here = facts(torch.device("cpu")) | {"threads": 1, "load": os.getloadavg()[0]}
+    path = path_of(here, "scaling", args.to)
     found = {str(ranks): over(ranks, args.rounds) for ranks in args.ranks}
-    write(path_of(here, "scaling", args.to), here | {"ranks": found})
+    write(path, here | {"ranks": found})
     print(f"{heading(here)}\n{found['1']['bytes'] / 1e6:,.1f} MB of gradients, float32\n\n{table(found)}")
 
 

@@ -24,7 +24,8 @@ from torch.nn.utils import prune
 from tqdm import tqdm
 
 from bench.machine import RESULTS, alone, facts, heading, path_of, peak_memory, write
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, one_line_errors, positive
+from gpt2.parallel import device_of
 from pruning import Pruner
 from pruning.choice import lowest
 from pruning.criteria import bitter7
@@ -174,16 +175,17 @@ PARTS = ("ways", "sizes", "ranks")
 
 
 def main():
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
     parser = Parser(prog="python -m bench.select", description=__doc__)
-    parser.add_argument("--layers", type=int, default=12, help="blocks of the model")
-    parser.add_argument("--width", type=int, default=768, help="of its residual stream")
-    parser.add_argument("--rounds", type=int, default=3, help="updates of each way")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--layers", type=positive, default=12, help="blocks of the model")
+    parser.add_argument("--width", type=positive, default=768, help="of its residual stream")
+    parser.add_argument("--rounds", type=positive, default=3, help="updates of each way")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=usual, help="where it is measured")
     parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS, help="of what is measured (default: all)")
     parser.add_argument("--to", default=RESULTS, help="folder of select/")
     args = parser.parse_args()
     layers, width, device, rounds = args.layers, args.width, args.device, args.rounds
-    here = facts(torch.device(device))
+    here = facts(device_of(device, 0, 1))
     path, numbers = path_of(here, "select", args.to), {}
     if path.exists() and (before := json.loads(path.read_text())).get("commit") == here["commit"]:
         numbers = before

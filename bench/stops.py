@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, one_line_errors, positive
 from gpt2.metrics import read_metrics
 from tests.torture import difference, end_of
 
@@ -107,7 +107,7 @@ def measure(folder, phase, ranks, number, expected, torchrun):
 
 def main():
     parser = Parser(prog="python -m bench.stops", description=__doc__)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks (default: 1 2)")
+    parser.add_argument("--ranks", type=positive, nargs="+", default=[1, 2], help="numbers of ranks (default: 1 2)")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="when to signal (default: all)")
     parser.add_argument(
         "--signals", nargs="+", choices=[number.name for number in SIGNALS], help="what to send (default: each in turn)"

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.loops import SIZE, device, nanogpt, ours
+from bench.loops import SIZE, checkout_at, device, nanogpt, ours
 from bench.machine import RESULTS, facts, heading, path_of, write
 from bench.turns import in_turn, ratio
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors, positive
 
 QUICKSTART = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 "
@@ -98,9 +98,9 @@ def compare_runs(text_path, checkout, recipes=RECIPES):
 def timed(command, folder):
     """(seconds, what it printed) of a Python program, start included."""
     begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
-    )
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=folder, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"{command[0]} ended with {done.returncode}")
     return time.perf_counter() - begin, done.stdout
 
 
@@ -118,13 +118,15 @@ def write_nanogpt_data(text, folder):
 
 def main():
     parser = Parser(prog="python -m bench.train", description=__doc__)
-    parser.add_argument("--batch_size", type=int, default=16, help="sequences of a step")
-    parser.add_argument("--vocab_size", type=int, nargs="+", default=[65, 50257], help="(default: 65 50257)")
-    parser.add_argument("--rounds", type=int, default=8, help="steps of each that count")
+    parser.add_argument("--batch_size", type=positive, default=16, help="sequences of a step")
+    parser.add_argument("--vocab_size", type=positive, nargs="+", default=[65, 50257], help="(default: 65 50257)")
+    parser.add_argument("--rounds", type=positive, default=8, help="steps of each that count")
     parser.add_argument("--shakespeare", metavar="INPUT.TXT", help="compare whole runs on this text instead")
     parser.add_argument("--to", default=RESULTS, help="folder of train/")
     args = parser.parse_args()
     here, checkout = facts(device()), os.environ.get("NANOGPT")
+    if checkout:
+        checkout_at(checkout)
     path = path_of(here, "train", args.to)
     found = json.loads(path.read_text()) if path.exists() else {}
     print(heading(here))
@@ -139,5 +141,5 @@ def main():
 
 
 if __name__ == "__main__":
-    with one_line_errors("python -m bench.train"):
+    with one_line_errors("python -m bench.train", OSError, UnicodeDecodeError):
         main()

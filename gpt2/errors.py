@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 OPTIONAL = ("datasets", "huggingface_hub", "matplotlib", "pyarrow", "tiktoken", "tokenizers", "transformers")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk or a quota says that takes no more
@@ -34,13 +35,36 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are one line, and whose help names the defaults."""
+    """An ArgumentParser whose complaints are one line, and whose help names the defaults.
+
+    An empty text, as of a shell's variable that is not set, is no value, but for arguments that say type=str.
+    """
 
     def __init__(self, **options):
         super().__init__(formatter_class=Help, **options)
+        self.register("type", None, not_empty)
+        self.register("type", Path, lambda text: Path(not_empty(text)))
 
     def error(self, message):
         raise UserError(message)
+
+
+def not_empty(text):
+    """The text of an argument."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: expected a value")
+    return text
+
+
+def positive(text):
+    """The whole number from 1 on that the text of an argument is, as in type=positive."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text}")
+    return number
 
 
 def first_line(error):

@@ -1,11 +1,13 @@
 """Files and folders that are whole or not there: written beside, flushed to the disk, renamed."""
 
 import contextlib
+import errno
 import io
 import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from gpt2.errors import UserError
@@ -14,6 +16,8 @@ from gpt2.errors import UserError
 def write_atomically(path, data):
     """Write the bytes `data` to `path`: a reader, or a crash, finds the old file or the new one, never a part."""
     path = Path(path)
+    if not path.name:  # as of "."
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as file:
@@ -25,6 +29,18 @@ def write_atomically(path, data):
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def check_writable(path):
+    """UserError, before the work rather than after it, where the file `path` could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, expected the name of a file")
 
 
 @contextlib.contextmanager

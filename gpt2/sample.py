@@ -43,7 +43,7 @@ def sample(args):
 def main(arguments):
     parser = Parser(prog="python -m gpt2.sample", description=__doc__.partition(":")[0])
     parser.add_argument("out_dir", help="a run, a checkpoint, an exported folder, or a Hugging Face GPT-2 folder")
-    parser.add_argument("--prompt", default="", help="the text to continue; empty: a new document")
+    parser.add_argument("--prompt", type=str, default="", help="the text to continue; empty: a new document")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts")
     parser.add_argument("--max_new_tokens", type=int, default=400, help="tokens of each, after the prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import write_json
+from gpt2.files import check_writable, write_json
 from gpt2.progress import progress
 from gpt2.workers import pool
 from lenet.data import load_digits
-from lenet.train import OPTIMIZERS, check_writable, config_of, parse, train
+from lenet.train import OPTIMIZERS, config_of, parse, train
 from pruning import NotFiniteError
 
 SPARSITIES = (50, 70, 90)

@@ -18,7 +18,7 @@ def main(arguments):
         parser.add_argument("file", type=Path, help="metrics that lenet.train wrote")
         parser.add_argument("--out", type=Path, help="the picture (default: training_plot.png beside the file)")
         args = parser.parse_args(arguments)
-        out = args.out or args.file.with_name("training_plot.png")
+        out = args.out or args.file.parent / "training_plot.png"
         training_plot(load([args.file])[0], out)
         print(out)
 

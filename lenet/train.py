@@ -5,7 +5,6 @@ if __name__ == "__main__":
 
 import argparse
 import math
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import write_json
+from gpt2.files import check_writable, write_json
 from gpt2.parallel import NO_COMPILER, has_compiler
 from gpt2.progress import progress
 from lenet.data import load_digits
@@ -284,18 +283,6 @@ LINE = (
     "epoch {epoch:3d}  train_loss {train_loss:.4f}  test_loss {test_loss:.4f}  test_accuracy {test_accuracy:6.2f} %  "
     "sparsity {sparsity:6.2%}  {seconds:.1f} s"
 )
-
-
-def check_writable(path):
-    """UserError, before the training rather than after it, where the file `path` could not be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from None
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder, expected the name of a file")
 
 
 def main(arguments=None):

@@ -31,7 +31,7 @@ from gpt2 import checkpoint, parallel
 from gpt2.config import nearest
 from gpt2.data import TrainingBatches, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import write_json
+from gpt2.files import check_writable, write_json
 from gpt2.metrics import read_metrics
 from gpt2.placement import place
 from gpt2.progress import progress
@@ -48,7 +48,7 @@ def parse(arguments):
     parser.add_argument("plan", help="a name in study/plans, or a file")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each; on CUDA, one GPU each")
     parser.add_argument("--seeds", type=whole_numbers, help="only these, as in 0,1")
-    parser.add_argument("--arms", default="", help="only those in whose name this regular expression is found")
+    parser.add_argument("--arms", type=str, default="", help="only those in whose name this regular expression matches")
     parser.add_argument("--minutes", type=float, help="stop after so long; what was under way goes on next time")
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
     parser.add_argument("--work", default="out/study", help="folder of data and unfinished runs")
@@ -244,14 +244,15 @@ def run_all(plan, args):
     runs = [(arm, seed) for arm, seed in plan.runs() if seed in (args.seeds or plan.seeds) and args.arms.search(arm)]
     if not runs:
         raise UserError(f"{plan.name}: no run has these --seeds and --arms; its arms are {', '.join(plan.arms)}")
-    data.prepare(plan.text, data_dir(plan, args))
     todo = [run for run in runs if plan.path(*run, args.results).exists() == args.repeat]
     todo = todo if args.repeat else take_over(plan, todo, args.results)
     if unfair := problems(plan, read_results(plan, args.results)):
         raise UserError("\n".join(unfair))
+    check_machine(plan, todo, args)
+    data.prepare(plan.text, data_dir(plan, args))
     log = Path(args.work) / plan.name / "log.txt"
     log.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * args.minutes if args.minutes else float("inf")
+    end = float("inf") if args.minutes is None else time.monotonic() + 60 * args.minutes
     running, failed = {}, 0
     with open(log, "a") as output, progress(len(runs), "run", len(runs) - len(todo), desc=plan.name) as bar:
         try:
@@ -272,6 +273,14 @@ def run_all(plan, args):
             for _, process in running.values():
                 process.wait()
     return failed
+
+
+def check_machine(plan, todo, args):
+    """UserError where the runs in todo cannot be made here, or their results not be written."""
+    for device in {plan.config(*run).device for run in todo}:
+        parallel.device_of(device, 0, 1)
+    if todo and not args.repeat:
+        check_writable(plan.path(*todo[0], args.results))
 
 
 def start(args, run, slot, output):

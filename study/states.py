@@ -15,7 +15,7 @@ import torch
 
 import train_gpt2
 from gpt2.errors import Parser, one_line_errors
-from gpt2.files import write_json
+from gpt2.files import check_writable, write_json
 from pruning import Pruner
 from study import data
 from study.plan import RESULTS, load_plan
@@ -118,13 +118,13 @@ def main(arguments):
     parser.add_argument("--plan", default="small", help="whose dense run is looked at (default: %(default)s)")
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
     parser.add_argument("--work", default="out/study", help="folder of data (default: %(default)s)")
-    with one_line_errors(parser.prog, leave=sys.exit):
+    with one_line_errors(parser.prog, OSError, leave=sys.exit):
         args = parser.parse_args(arguments)
         torch.set_num_threads(1)
-        seen = observe(load_plan(args.plan), args)
-        Path(args.results).mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.results) / "states.json", seen)
-        print(f"{args.results}/states.json")
+        plan, path = load_plan(args.plan), Path(args.results) / "states.json"
+        check_writable(path)
+        write_json(path, observe(plan, args))
+        print(path)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 import argparse
 import importlib
 import re
+import sys
 
 import pytest
 
 import train_gpt2
 from gpt2 import errors
 from gpt2.config import FIELDS
+from gpt2.files import write_atomically
 from tests.conftest import ROOT
 
 FOLDERS = ("bench", "gpt2", "lenet", "study")
@@ -51,6 +53,66 @@ def test_help_is_whole(parser_of, name):
     assert parser.description and "usage: " in parser.format_help()
     lacking = [action.dest for action in parser._actions if not action.help]
     assert not lacking, "options without a word"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_empty_value_is_refused_where_it_has_no_meaning(parser_of, name):
+    pytest.importorskip("pyarrow")
+    parser = parser_of(name)
+    for action in parser._actions:
+        if action.nargs != 0 and action.default != "" and action.dest not in ("help", "document_separator"):
+            with pytest.raises((argparse.ArgumentError, errors.UserError)):
+                parser._get_value(action, "")
+
+
+@pytest.mark.parametrize(
+    "name, arguments, words",
+    [
+        ("train", ["--rounds", "0"], "--rounds: expected a whole number from 1, not 0"),
+        ("train", ["--vocab_size", "65", "-1"], "expected a whole number from 1, not -1"),
+        ("ladder", ["--nanogpt", "nowhere"], "nowhere: holds no model.py: expected a checkout of nanoGPT"),
+        ("decode", ["--nanogpt", "nowhere"], "expected a checkout of nanoGPT"),
+        ("decode", ["--new", "1024"], "--new 1024: expected 0 to 1023"),
+        ("lenet", ["--rounds", "none"], "--rounds: expected a whole number from 1, not none"),
+        ("prune", ["--steps", "0"], "--steps: expected a whole number from 1"),
+        ("prune", ["--tokens", "129"], "--tokens 129: the context of quickstart is 128 tokens"),
+        ("select", ["--layers", "0"], "--layers: expected a whole number from 1"),
+        ("stops", ["--ranks", "0"], "--ranks: expected a whole number from 1"),
+        ("scaling", ["--ranks", "0"], "--ranks: expected a whole number from 1"),
+        ("scaling", ["--ranks", "1", "3"], "--ranks 1 3: expected divisors of 16, 1 among them"),
+        ("scaling", ["--ranks", "2"], "--ranks 2: expected divisors of 16, 1 among them"),
+        ("scaling", ["--to", "file"], "cannot be written"),
+        ("safety", ["--to", "file"], "cannot be written"),
+        ("prepare", ["--input", "nowhere"], "nowhere: cannot be read"),
+        ("prepare", ["--input", "file"], "file: cannot be read"),
+        ("gpu", ["same", ".", "one", "other"], "one: no such run"),
+    ],
+)
+def test_what_a_measurement_cannot_take_is_one_line_before_it_begins(name, arguments, words, monkeypatch, tmp_path):
+    pytest.importorskip("pyarrow")
+    module = importlib.import_module(f"bench.{name}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(errors.UserError) as error:
+        module.main()
+    assert words in str(error.value) and "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_checkout_of_nanogpt_that_is_none_is_one_line(monkeypatch):
+    from bench import train
+
+    monkeypatch.setenv("NANOGPT", "nowhere")
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(errors.UserError, match="nowhere: holds no model.py"):
+        train.main()
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_a_folder_is_no_file_to_write(path):
+    with pytest.raises(IsADirectoryError):
+        write_atomically(path, b"")
 
 
 def test_help_of_training_names_every_option(capsys):
