@@ -10,6 +10,7 @@ if __name__ == "__main__":
 import csv
 import json
 import math
+import os
 import re
 import sys
 from pathlib import Path
@@ -334,19 +335,19 @@ def answer(found, pair):
 
 
 def blocks(study, out):
-    """name -> text of each generated part of docs/study.md; out: the folder of the figures."""
+    """name -> text of each generated part of a document; out: the folder of the figures, and of what shows them."""
     made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
     made |= {"source": source_table(SOURCE), "early_gaps": early_gaps(study, SOURCE)}
-    made |= {"states": states(out.parent / "states.json"), "figures": pictures(out)}
+    made |= {"states": states(out.parent / "states.json"), "figures": pictures(out, out)}
     for plan, results in study:
         made |= {f"{plan.name}_{part}": table(plan, results) for part, table in TABLES.items()}
     return made
 
 
-def pictures(out):
-    """The figures in `out`, as markdown that docs/study.md can hold."""
+def pictures(out, beside):
+    """The figures in `out`, as markdown that a document in the folder `beside` can hold."""
     return "\n\n".join(
-        f"![{CAPTIONS[path.stem.rpartition('_')[2]]}](../{RESULTS}/{out.name}/{path.name})"
+        f"![{CAPTIONS[path.stem.rpartition('_')[2]]}]({Path(os.path.relpath(path, beside)).as_posix()})"
         for path in sorted(out.glob("*.png"))
         if path.stem != "source"
     )
@@ -362,12 +363,20 @@ def fill(document, made):
     return BLOCK.sub(lambda match: f"{match[1]}{made[match[2]]}\n{match[3]}", document)
 
 
+def filled(path, made, out):
+    """The document at `path` with its generated parts, from where it lies."""
+    return fill(path.read_text(), made | {"figures": pictures(out, path.parent)})
+
+
 def main(arguments):
     parser = Parser(prog="python -m study.report", description=__doc__.partition(":")[0])
     parser.add_argument("--results", default=str(RESULTS), help="folder of the results")
     parser.add_argument("--documents", nargs="*", type=Path, default=DOCUMENTS, help="whose generated parts are filled")
     with one_line_errors(parser.prog, OSError, leave=sys.exit):
         args = parser.parse_args(arguments)
+        for path in args.documents:
+            if not path.is_file():
+                raise UserError(f"--documents {path}: no such file")
         study = load_study(args.results)
         if not study:
             raise UserError(f"{args.results}: holds no results; make some with python -m study.run PLAN")
@@ -377,8 +386,8 @@ def main(arguments):
         made = blocks(study, out)
         for name, text in made.items():
             write_atomically(out / f"{name}.md", (text + "\n").encode())
-        for path in filter(Path.exists, args.documents):
-            write_atomically(path, fill(path.read_text(), made).encode())
+        for path in args.documents:
+            write_atomically(path, filled(path, made, out).encode())
         print(f"{len(made)} tables and {len(drawn)} figures in {out}\n{made['headline']}")
 
 

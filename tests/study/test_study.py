@@ -5,18 +5,21 @@ import csv
 import hashlib
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import train_gpt2
 from gpt2.config import load_config
 from gpt2.errors import UserError
-from study import report
+from study import report, states
 from study.arms import ARMS
 from study.plan import NAMES, load_plan, problems
 from study.run import circumstances, main, parse, read_results, run_all, run_one, table, take_over
@@ -262,12 +265,45 @@ def test_wrong_plans_are_named(folder):
         (["--arms", "("], r"--arms \(: is no regular expression"),
         (["--jobs", "0"], "--jobs 0: expected at least 1"),
         (["--arms", "nothing"], "no run has these --seeds and --arms"),
+        (["--results", "toy.py"], "toy.py/toy/dense-seed0.json: cannot be written"),
     ],
 )
 def test_options_that_cannot_be_are_one_line(options, words, folder, plan, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=words):
         run_all(plan, parse([str(folder / "toy.py"), *options]))
+
+
+def test_runs_for_a_device_that_is_not_here_are_refused_before_the_first(folder, plan, monkeypatch):
+    monkeypatch.chdir(folder)
+    elsewhere = replace(plan, base=plan.base | {"device": "cuda"})
+    monkeypatch.setattr("study.run.start", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(UserError, match="device=cuda: not on this machine"):
+        run_all(elsewhere, arguments(folder, "gpu"))
+
+
+def test_no_minutes_are_none(folder, plan, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("study.run.start", lambda *_: pytest.fail("a run was started"))
+    assert run_all(plan, arguments(folder, "none", "--minutes", "0")) == 0
+
+
+@pytest.mark.parametrize(
+    "module, options, words",
+    [
+        (states, ["--results", "toy.py"], "toy.py/states.json: cannot be written"),
+        (states, ["--work", "toy.py"], "toy.py"),
+        (report, ["--documents", "missing.md"], "--documents missing.md: no such file"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line_before_the_work(module, options, words, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(train_gpt2, "train", lambda *_: pytest.fail("it was trained"))
+    plan = ["--plan", "toy.py"] if module is states else []
+    with pytest.raises(SystemExit, match="2"):
+        module.main([*plan, *options])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and words in lines[0]
 
 
 @pytest.mark.parametrize("one", [("denze", "0"), ("dense", "9"), ("dense", "zero")])
@@ -307,9 +343,12 @@ def test_the_sources_recipes_are_valid_and_their_ramp_is_the_published_one():
 
 def test_the_committed_report_is_what_the_committed_results_give():
     study = report.load_study(ROOT / "results" / "study")
-    made = report.blocks(study, ROOT / "results" / "study" / "report")
+    out = ROOT / "results" / "study" / "report"
+    made = report.blocks(study, out)
     for name, text in made.items():
-        assert (ROOT / "results" / "study" / "report" / f"{name}.md").read_text() == text + "\n", name
+        assert (out / f"{name}.md").read_text() == text + "\n", name
     for path in report.DOCUMENTS:
-        document = (ROOT / path).read_text()
-        assert report.fill(document, made) == document, path
+        assert report.filled(ROOT / path, made, out) == (ROOT / path).read_text(), path
+    for path in (out / "figures.md", *(ROOT / path for path in report.DOCUMENTS)):
+        for link in re.findall(r"!\[.*\]\((.*)\)", path.read_text()):
+            assert (path.parent / link).is_file(), f"{path}: {link}"
