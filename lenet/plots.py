@@ -18,7 +18,6 @@ import numpy as np
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically, write_figure
 from lenet.compare import SPARSITIES, read_run
-from lenet.train import OPTIMIZERS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -31,6 +30,7 @@ NAMES = {
     "adamwspam": "AdamWSPAM",
     "adamwprune": "AdamWPrune",
 }
+OPTIMIZERS = tuple(NAMES)  # in the order of the figures
 METHODS = ("dense", "movement", "magnitude", "bitter0", "bitter7", "random")
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = {0: "-", 50: ":", 70: "--", 90: "-"}
@@ -405,7 +405,7 @@ def draw_all(folder):
 
 
 def main(arguments=None):
-    with one_line_errors("python -m lenet.plots"):
+    with one_line_errors("python -m lenet.plots", OSError):
         parser = Parser(
             prog="python -m lenet.plots",
             description="Draws every figure of a comparison, and its table, from the metrics in FOLDER/runs.",

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import time
 
+from lenet import plots
 from lenet.compare import matrix
-from tests.conftest import refused, run, start
+from tests.conftest import ROOT, refused, run, start
 from tests.lenet.helpers import write_mnist
 
 
@@ -83,6 +84,11 @@ def test_runs_figures_and_continuation(tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 10_000 and (tmp_path / "t.png").stat().st_size > 10_000
 
 
+def test_the_committed_table_is_what_the_committed_runs_give():
+    folder = ROOT / "results" / "lenet"
+    assert plots.table(plots.load(sorted(folder.glob("runs/*.json")))) == (folder / "table.md").read_text()
+
+
 def test_bad_arguments_are_one_line(tmp_path):
     write_mnist(tmp_path / "mnist", 60, 20)
     for arguments, message in (
@@ -92,6 +98,8 @@ def test_bad_arguments_are_one_line(tmp_path):
     ):
         lines = refused(compare(tmp_path, *arguments, check=False))
         assert len(lines) == 1 and message in lines[0]
+    for arguments in (("",), ("a.json", "--out", ""), (".",)):
+        assert len(refused(run("-m lenet.plot_training", *arguments, check=False))) == 1
     (tmp_path / "out" / "runs").mkdir(parents=True)
     (tmp_path / "out" / "runs" / "sgd_baseline_seed0.json").write_text("{}")
     for arguments in (
