@@ -4,6 +4,7 @@ A source has `open()`, `text_bytes()` and `records(position=None)`: Records from
 one of them carried. Files is one; gpt2/hub.py has the other.
 """
 
+import codecs
 import os
 import re
 from typing import NamedTuple
@@ -154,6 +155,9 @@ class Files:
     def __init__(self, args):
         self.columns, self.separator = Columns(args), args.document_separator
         self.paths = input_files(args.input)
+        for path in self.paths:
+            if format_of(path)[0] == "text":
+                self.columns.check(path, [self.columns.text])  # there are no others to filter by
         self.sizes = [os.path.getsize(path) for path in self.paths]
         self.identity = {"input": [list(pair) for pair in zip(self.paths, self.sizes)]}
 
@@ -299,8 +303,10 @@ def parsed(line):
 
 
 def text_documents(path, position, columns):
-    """One document, the whole file, a piece at a time."""
+    """One document, the whole file, a piece at a time. Where bad ones are left out, the file is read twice."""
     offset, starts, text, data = position.get("offset", 0), "inside" not in position, b"", b" "
+    if columns.skip_bad and starts and not is_text(path, columns):
+        return
     with opened(path, offset) as (file, done):
         while data:
             data = file.read(BLOCK)
@@ -313,6 +319,19 @@ def text_documents(path, position, columns):
                 offset, starts, text = offset + end, False, text[end:]
     if starts:
         columns.bad(f"{path}: is empty")
+
+
+def is_text(path, columns):
+    """Whether a file is text to its end, or else a bad document."""
+    decoder, data = codecs.getincrementaldecoder("utf-8")(), b" "
+    try:
+        with opened(path, 0) as (file, _):
+            while data:
+                data = file.read(BLOCK)
+                decoder.decode(data, final=not data)
+        return True
+    except UnicodeDecodeError as error:
+        return columns.bad(f"{path}: is not {error.encoding.upper()} text: {error.reason}")
 
 
 def separated_documents(path, position, columns, separator):

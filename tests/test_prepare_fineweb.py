@@ -407,6 +407,9 @@ def bad_input(kind, folder):
         ], "a.jsonl: no column 'body', which --text_column needs; there are id, text"
     if kind == "no score":
         return [path, "--min_score", "3"], "no column 'score', which --min_score needs"
+    if kind == "a text without columns":
+        (folder / "a.txt").write_text("text")
+        return [path, folder / "a.txt", "--max_tokens", "9"], "a.txt: no column 'token_count', which --max_tokens needs"
     if kind == "null":
         path.write_text('{"text": "a"}\n{"text": null}\n')
         return [path], "a.jsonl:2: 'text' is null"
@@ -454,6 +457,7 @@ def bad_input(kind, folder):
         "a score that is text",
         "missing column",
         "no score",
+        "a text without columns",
         "null",
         "empty",
         "empty file",

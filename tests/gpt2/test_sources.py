@@ -1,5 +1,6 @@
 """Reading goes on from any position; long documents are cut where it does not show."""
 
+import codecs
 import gzip
 import json
 import os
@@ -202,6 +203,17 @@ def test_bytes_that_are_no_text_are_a_bad_row_of_every_kind_of_file(tmp_path):
         "good",
         "last",
     ]
+
+
+@pytest.mark.parametrize("end", [b"caf\xe9", b"caf\xc3"])
+def test_a_text_that_is_damaged_at_its_end_is_left_out_as_a_whole(end, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(sources, "BLOCK", 64)
+    (tmp_path / "a.txt").write_bytes(b"good words " * 40 + end)
+    (tmp_path / "b.txt").write_bytes(codecs.BOM_UTF16_LE + "good words".encode("utf-16-le") + b"x")
+    (tmp_path / "c.txt").write_bytes(b"last")
+    source = Files(arguments(*sorted(tmp_path.iterdir()), document_separator=None, skip_bad=True))
+    assert [record.text for record in pieces(source.records())] == [b"last"] and source.columns.counts["skipped"] == 2
 
 
 @given(
