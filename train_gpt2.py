@@ -157,9 +157,7 @@ def run(config, change, stops, writer):
             with pace.pruning:
                 pruner.mask_gradients()
         grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf))
-        if spam:
-            spam.before_step(grad_norm)
-        guard.step(grad_norm)
+        guard.step(grad_norm, spam)
         point("in_update")
         optimizer.zero_grad(set_to_none=True)
         if pruner:

@@ -39,14 +39,19 @@ class Guard:
         self.seen, self.mean, self.square = (torch.zeros((), device=device) for _ in range(3))
 
     @torch.no_grad()
-    def step(self, grad_norm):
-        """optimizer.step(), unless the tensor `grad_norm`, the same on all ranks, says that the step is wrong."""
+    def step(self, grad_norm, spam=None):
+        """optimizer.step(), unless the tensor `grad_norm`, the same on all ranks, says that the step is wrong.
+
+        spam: the Spam around it, which leaves the states alone then too.
+        """
         wrong = ~torch.isfinite(grad_norm)
         if self.skip_outliers:
             wrong |= self.is_outlier(grad_norm)
         self.skipped += wrong
         self.row.add_(1).mul_(wrong)
         torch.maximum(self.longest, self.row, out=self.longest)
+        if spam:
+            spam.before_step(grad_norm, wrong)
         step_unless(wrong, self.optimizer)
 
     def is_outlier(self, norm):

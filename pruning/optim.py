@@ -126,19 +126,23 @@ class Spam:
 
     @property
     def resets(self):
-        """How often the moments were reset so far."""
+        """How often a reset of the moments was due so far."""
         return max(0, self.steps - 1) // self.interval if self.interval else 0
 
     @torch.no_grad()
-    def before_step(self, norm):
-        """Look at the gradients, whose norm (before clipping) is the tensor `norm`, before the optimizer uses them."""
+    def before_step(self, norm, wrong=None):
+        """Look at the gradients, whose norm (before clipping) is the tensor `norm`, before the optimizer uses them.
+
+        wrong: a bool tensor, whether the step will be left out: then the states stay, and a reset is left out too.
+        """
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        spike = self.is_spike(norm)
+        spike = self.is_spike(norm) if wrong is None else self.is_spike(norm) & ~wrong
         self.spikes += spike
         self.scale(exp_avg=torch.where(spike, 0.5, 1.0), exp_avg_sq=torch.where(spike, 0.9, 1.0))
         self.remember(norm)
         if self.interval and self.steps and self.steps % self.interval == 0:
-            self.scale(exp_avg=0.0, exp_avg_sq=0.0, max_exp_avg_sq=0.0, step=0.0)
+            kept = 0.0 if wrong is None else wrong.float()
+            self.scale(exp_avg=kept, exp_avg_sq=kept, max_exp_avg_sq=kept, step=kept)
         if self.theta:
             self.clip()
         self.give_back()  # of a step that was left out, as by a GradScaler

@@ -7,7 +7,7 @@ import torch
 
 from gpt2.errors import UserError
 from gpt2.guard import LEAST, Guard, tensors_of, weight_of
-from pruning.optim import OPTIMIZERS, base_optimizer
+from pruning.optim import OPTIMIZERS, Spam, base_optimizer
 
 BAD = (math.nan, math.inf, -math.inf)
 
@@ -55,6 +55,23 @@ def steps(guard, norms):
         verdicts.append(bool(guard.skipped > before))
         before = guard.skipped.item()
     return verdicts
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("norm, skip_outliers", [(math.nan, 0.0), (50.0, 6.0)])
+def test_a_wrong_step_with_a_reset_or_a_spike_changes_no_state(norm, skip_outliers, fused):
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5, 3))
+    optimizer = base_optimizer("adamwspam", [weight], 0.1, 0.1, (0.9, 0.95), fused)
+    guard, spam = Guard(optimizer, skip_outliers, 1000, weight.device), Spam(optimizer, interval=LEAST + 1)
+    for _ in range(LEAST + 1):
+        weight.grad = torch.randn(5, 3)
+        guard.step(weight.grad.norm(), spam)
+    before, spikes = {key: tensor.clone() for key, tensor in tensors_of(optimizer).items()}, spam.spikes.clone()
+    guard.step(torch.tensor(norm), spam)
+    assert guard.skipped == 1 and spam.spikes == spikes
+    for key, tensor in tensors_of(optimizer).items():
+        assert torch.equal(tensor, before[key]), key[1]
 
 
 def test_a_loss_that_is_not_finite_makes_the_weight_of_the_gradient_so():
