@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from gpt2 import hellaswag, load, parallel, perplexity
+from gpt2 import hellaswag, load, parallel, perplexity, tokenizer
 from gpt2.data import evaluation_batches
-from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors, positive
 from gpt2.faults import point
 from gpt2.files import write_json
 from gpt2.hf_tokenizer import token_bytes
@@ -23,7 +23,7 @@ from gpt2.metrics import EVALUATION, read_evaluation
 from gpt2.progress import progress
 from gpt2.shards import find_shards, read_meta
 from gpt2.stops import Stopped
-from gpt2.tokenizer import description_in
+from gpt2.tokenizer import description_in, same_tokens
 
 
 @torch.no_grad()
@@ -88,9 +88,16 @@ def bytes_of_data(found, data_dir):
             + "; give data prepared as the run's with --data_dir"
         )
     try:
-        return token_bytes(load.tokenizer_of(found, data_dir))
+        words = load.tokenizer_of(found, data_dir)
+        unlike = found.kind == "hf" and ours and theirs is None and not same_tokens(tokenizer.load(ours), words)
     except UserError:
         return None
+    if unlike:
+        raise UserError(
+            f"{data_dir}: was prepared with the tokenizer {ours['tokenizer']}, and {found.folder}/tokenizer.json gives "
+            "other tokens; give data prepared with that file with --data_dir"
+        )
+    return token_bytes(words)
 
 
 def measure_hellaswag(args, found, model, world, dtype):
@@ -103,7 +110,8 @@ def measure_hellaswag(args, found, model, world, dtype):
 def measure_tasks(args, found, model, world, dtype):
     from gpt2.harness import run_tasks
 
-    return {"lm_eval": run_tasks(args.lm_eval, found, load.tokenizer_of(found, args.data_dir), world)}
+    tasks = run_tasks(args.lm_eval, found, load.tokenizer_of(found, args.data_dir), world)
+    return {"lm_eval": {task: numbers | {"dtype": "float32"} for task, numbers in tasks.items()}}
 
 
 def measures_of(args, found):
@@ -121,11 +129,18 @@ def measures_of(args, found):
     return measures
 
 
-def keep(folder, results, facts):
-    """Write evaluation.json into `folder`; parts that were not measured this time stay as they were."""
+def keep(folder, results, step, facts):
+    """Write evaluation.json into `folder`; parts that were not measured this time stay as they were.
+
+    facts: what each part, or task, is to say of how it was measured, where it does not itself.
+    """
     path = folder / EVALUATION
+    results = {
+        part: {task: facts | numbers for task, numbers in found.items()} if part == "lm_eval" else facts | found
+        for part, found in results.items()
+    }
     try:
-        write_json(path, read_evaluation(folder) | facts | results)
+        write_json(path, read_evaluation(folder) | {"step": step} | results)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error}") from None
     return path
@@ -191,22 +206,15 @@ def main(arguments):
         found = parallel.agree(world, load.find, args.source)
         measures, model = measures_of(args, found), load.build(found, world.device)
         dtype = parallel.compute_dtype(args.dtype or found.dtype, world.device)
-        facts = {"step": found.origin.get("step"), "device": world.device.type, "dtype": str(dtype)[6:]}
+        facts = {"device": world.device.type, "dtype": str(dtype)[6:], "torch": torch.__version__}
         for measure in measures:
             results = measure(args, found, model, world, dtype)
             if world.is_main:  # each at once, as the next one may fail
                 print(text_of(results), flush=True)
-                path = keep(found.folder, results, facts | {"torch": torch.__version__})
+                path = keep(found.folder, results, found.origin.get("step"), facts)
         if world.is_main:
             print(f"kept in {path}")
         parallel.stop()
-
-
-def positive(text):
-    value = int(text.replace("_", ""))
-    if value < 1:
-        raise ValueError
-    return value
 
 
 if __name__ == "__main__":

@@ -173,9 +173,12 @@ def tokenizer_of(found, data_dir=None):
         if not path.exists():
             raise UserError(f"{found.folder}: holds no tokenizer.json, as save_pretrained of a tokenizer writes it")
         try:
-            return tokenizer.load({"tokenizer": "bpe", "tokenizer_json": path.read_text(encoding="utf-8")})
+            words = tokenizer.load({"tokenizer": "bpe", "tokenizer_json": path.read_text(encoding="utf-8")})
         except (OSError, ValueError, UserError) as error:
             raise UserError(f"{path}: {error}") from None
+        if (highest := tokenizer.highest_in_text(words)) >= found.sizes.vocab_size:
+            raise UserError(f"{path}: gives tokens up to {highest}, and the model has {found.sizes.vocab_size}")
+        return words
     words = tokenizer.load(found.origin.get("tokenizer") or tokenizer_of_data(found, data_dir))
     size = found.sizes.vocab_size
     if words.name == "char" and words.vocab_size == size + 1:  # nanoGPT's characters, without end-of-text

@@ -81,7 +81,8 @@ def measure(model, windows, numbers, bytes_of, world, dtype, progress=lambda row
     """
     rows = min(rows_at_a_time(world.device, windows.block_size, windows.vocab_size), -(-len(numbers) // world.size))
     weights = torch.zeros(windows.vocab_size + 1)
-    weights[: len(bytes_of or [])] = torch.tensor(bytes_of or [], dtype=torch.float32)
+    known = (bytes_of or [])[: windows.vocab_size]  # a tokenizer may have more: special tokens that no text holds
+    weights[: len(known)] = torch.tensor(known, dtype=torch.float32)
     per_token, per_byte = torch.zeros(6, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
     for first in range(world.rank * rows, len(numbers), world.size * rows):
         inputs, targets = map(torch.stack, zip(*(windows[int(number)] for number in numbers[first : first + rows])))

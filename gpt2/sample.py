@@ -24,7 +24,10 @@ def sample(args):
         raise UserError(f"--seed {args.seed}: expected 0 <= seed < 2**63")
     found = load.find(args.out_dir)
     words, model = load.tokenizer_of(found, args.data_dir), load.build(found, world.device)
-    prompt = torch.tensor([words.encode(args.prompt).tolist() or [words.end_of_text]], device=world.device)
+    prompt = words.encode(args.prompt).tolist() or [words.end_of_text]
+    if prompt[0] >= found.sizes.vocab_size:
+        raise UserError("--prompt: is empty, and the model has no end-of-text token to begin with: give it a text")
+    prompt = torch.tensor([prompt], device=world.device)
     generator = torch.Generator(world.device).manual_seed(args.seed)
     dtype = torch.float32 if args.sparse else parallel.compute_dtype(found.dtype, world.device)
     if args.sparse is not False and dtype == torch.float32 and world.device.type == "cpu":

@@ -206,7 +206,10 @@ def from_json(text):
     if model.token_to_id(END_OF_TEXT) is None:
         model.add_special_tokens([END_OF_TEXT])
     model.encode_special_tokens = True  # their names in a text are text
-    vocab_size, end_of_text = 1 + max(model.get_vocab().values()), model.token_to_id(END_OF_TEXT)
+    numbers, end_of_text = list(model.get_vocab().values()), model.token_to_id(END_OF_TEXT)
+    if len(set(numbers)) < len(numbers):
+        raise UserError("the tokenizer.json gives one number to two tokens: number them from 0 on, without gaps")
+    vocab_size = 1 + max(numbers)
     if vocab_size > 2**16:
         raise UserError(f"the tokenizer.json has {vocab_size:,} tokens, and uint16 shards hold up to 65,536")
 
@@ -226,6 +229,19 @@ def from_json(text):
             "(byte-level, no normalizer, no added space)"
         )
     return Tokenizer("bpe", vocab_size, end_of_text, forgiving(encode), decode, tokenizer_json=model.to_str())
+
+
+def highest_in_text(words):
+    """The highest token that a text can have, of a tokenizer.json: special ones, as one for padding, are in none."""
+    model = import_tokenizers().Tokenizer.from_str(words.tokenizer_json)
+    special = {token.content for token in model.get_added_tokens_decoder().values() if token.special}
+    return max(number for token, number in model.get_vocab().items() if token not in special)
+
+
+def same_tokens(ours, theirs):
+    """Whether two tokenizers have the same tokens for a text that holds all of `ours`."""
+    text = "".join(ours.decode([token]) for token in range(ours.vocab_size))
+    return np.array_equal(ours.encode(text), theirs.encode(text))
 
 
 def description_in(facts):

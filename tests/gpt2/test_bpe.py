@@ -71,6 +71,16 @@ def test_without_the_library_one_line_says_so(monkeypatch):
         tokenizer.load({"tokenizer": "bpe", "tokenizer_json": "{}"})
 
 
+def test_a_number_of_two_tokens_is_refused():
+    """<|endoftext|> is added behind as many tokens as there are, where a gap has put another."""
+    text = json.loads(bpe.train(iter(TEXTS), 300))
+    vocabulary = text["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] += 1
+    text["added_tokens"] = []
+    with pytest.raises(UserError, match="gives one number to two tokens"):
+        tokenizer.load({"tokenizer": "bpe", "tokenizer_json": json.dumps(text)})
+
+
 def test_a_tokenizer_of_too_many_tokens_is_refused():
     text = json.loads(bpe.train(iter(TEXTS), 300))
     text["model"]["vocab"]["far"] = 2**16

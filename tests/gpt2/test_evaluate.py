@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2 import evaluate, export, load, report
+from gpt2 import evaluate, export, load, report, sample
 from tests.conftest import metrics_of
+from tests.gpt2.test_hellaswag import ITEMS
 
 
 def validation_tokens(out_dir):
@@ -82,6 +83,14 @@ def test_what_was_measured_before_stays(finished_run, command):
     assert {"validation", "strided"} <= results.keys() and results["step"] == 30
 
 
+def test_each_part_says_how_it_was_measured(finished_run, command, tmp_path):
+    shutil.copytree(finished_run("char"), tmp_path / "run")
+    results_of(command, tmp_path / "run", "--stride", 8, "--tokens", 64, "--dtype", "bfloat16")
+    results = results_of(command, tmp_path / "run", "--tokens", 64, "--dtype", "float32")
+    assert (results["strided"]["dtype"], results["validation"]["dtype"]) == ("bfloat16", "float32")
+    assert all(results[part]["device"] == "cpu" and results[part]["torch"] for part in ("strided", "validation"))
+
+
 @pytest.mark.parametrize("text", ["[]", "{", '{"lm_eval": 3, "strided": []}', '{"lm_eval": {"a": 3}, "strided": NaN}'])
 def test_an_evaluation_that_cannot_be_read_is_in_nobodys_way(finished_run, command, tmp_path, text):
     shutil.copytree(finished_run("char"), tmp_path / "run")
@@ -118,3 +127,61 @@ def test_data_of_another_tokenizer_are_refused(finished_run, command):
     data = finished_run("byte").parent / "data"
     code, _, err = command(evaluate, finished_run("char"), "--data_dir", data)
     assert code == 2 and "tokenizer" in err
+
+
+@pytest.fixture
+def their_folder(finished_run, command, tmp_path):
+    """Makes a folder as other tools leave it, whose tokenizer.json is of bytes, and changes that file."""
+
+    def make(change=lambda model: None):
+        code, _, err = command(export, finished_run("byte"), "--to", tmp_path / "hf")
+        assert code == 0, err
+        (tmp_path / "hf" / load.ORIGIN).unlink()
+        model = pytest.importorskip("tokenizers").Tokenizer.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+        model = change(model) or model
+        model.save(str(tmp_path / "hf" / "tokenizer.json"))
+        return tmp_path / "hf"
+
+    return make
+
+
+def swapped(model):
+    described = json.loads(model.to_str())
+    vocabulary = described["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    return type(model).from_str(json.dumps(described))
+
+
+def padded(model):
+    model.add_special_tokens(["<pad>", "<mask>"])
+
+
+def larger(model):
+    model.add_tokens(["cat"])
+
+
+def test_their_tokenizer_is_compared_with_that_of_the_data(finished_run, command, their_folder):
+    data = finished_run("byte").parent / "data"
+    folder = their_folder(padded)
+    facts = results_of(command, folder, "--data_dir", data, "--tokens", 64)["validation"]
+    assert facts["bits_per_byte"] > 0
+    code, out, err = command(sample, folder, "--prompt", "the", "--max_new_tokens", 3)
+    assert code == 0 and out.startswith("the"), err
+    (folder / "tokenizer.json").unlink()
+    facts = results_of(command, folder, "--data_dir", data, "--tokens", 64)["validation"]
+    assert "bits_per_byte" not in facts
+
+
+def test_data_of_other_tokens_than_their_tokenizers_are_refused(finished_run, command, their_folder):
+    data = finished_run("byte").parent / "data"
+    code, _, err = command(evaluate, their_folder(swapped), "--data_dir", data)
+    assert code == 2 and "gives other tokens" in err and len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("module, arguments", [(sample, ["--prompt", "the cat"]), (evaluate, ["--hellaswag", "items"])])
+def test_a_tokenizer_of_more_tokens_than_the_model_has_is_one_line(module, arguments, command, their_folder, tmp_path):
+    (tmp_path / "items").write_text(json.dumps(ITEMS[0]) + "\n")
+    arguments = [tmp_path / "items" if argument == "items" else argument for argument in arguments]
+    code, _, err = command(module, their_folder(larger), *arguments)
+    assert code == 2 and "gives tokens up to 257, and the model has 257" in err
+    assert len(err.strip().splitlines()) == 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gpt2 import convert, evaluate, export, hf_tokenizer, load, model_card, picture, report, tokenizer
+from gpt2 import bpe, convert, evaluate, export, hf_tokenizer, load, model_card, picture, report, tokenizer
 from gpt2.bitmask import load as load_bitmask
 from gpt2.config import Config, with_defaults_resolved
 from gpt2.model import GPT, GPTConfig
@@ -314,6 +314,19 @@ def test_a_cards_command_names_what_makes_the_model_and_can_be_typed():
     config = replace(Config(), data_dir="my data", init_from="resume", max_hours=8.0, keep_checkpoints=3, n_layer=2)
     command = shlex.split(model_card.command(with_defaults_resolved(config)).replace("\\\n", ""))
     assert command == ["python", "train_gpt2.py", "--data_dir=my data", "--n_layer=2"]
+
+
+def test_numbers_of_tokens_may_have_gaps(tmp_path):
+    described = json.loads(bpe.train(["the cat sat on the mat"] * 9, 262))
+    vocabulary = described["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] += 10
+    words = tokenizer.load({"tokenizer": "bpe", "tokenizer_json": json.dumps(described)})
+    assert words.vocab_size == 271
+    hf_tokenizer.write(tmp_path, words, 16)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        tokens = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        assert tokens == words.encode(text).tolist(), text
 
 
 def test_a_newline_that_stands_for_end_of_text_is_a_character_still(tmp_path):
