@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bench.loops import checkout_at, load_module
+from bench.loops import load_module, require_checkout
 from gpt2.decode import generate
 from gpt2.errors import Parser, UserError, one_line_errors, positive
 from gpt2.model import GPT, GPTConfig
@@ -99,10 +99,11 @@ def read_whole(model, tokens, new):
 
 def main():
     parser = Parser(prog="python -m bench.decode", description=__doc__)
-    parser.add_argument("--nanogpt", type=checkout_at, metavar="DIR", help="a checkout of nanoGPT")
+    parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT")
     parser.add_argument("--tokens", type=positive, default=60, help="tokens of a timed sample")
     parser.add_argument("--new", type=int, default=32, help="tokens written at the end of a full context; 0: none")
     args = parser.parse_args()
+    require_checkout(args.nanogpt)
     if not 0 <= args.new < 1024:
         raise UserError(f"--new {args.new}: expected 0 to 1023, as the context is 1,024 tokens")
     torch.manual_seed(0)

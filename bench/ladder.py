@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from bench.loops import SIZE, checkout_at, device, nanogpt, ours
+from bench.loops import SIZE, device, nanogpt, ours, require_checkout
 from bench.machine import RESULTS, facts, heading, path_of, write
 from bench.turns import in_turn, ratio, spread
 from gpt2 import kernels, parallel
@@ -121,13 +121,14 @@ def page(runs):
 
 def main():
     parser = Parser(prog="python -m bench.ladder", description=__doc__)
-    parser.add_argument("--nanogpt", type=checkout_at, metavar="DIR", help="a checkout of nanoGPT to measure beside")
+    parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to measure beside")
     parser.add_argument("--rounds", type=positive, default=7, help="steps of each rung that count")
     parser.add_argument("--vocab_size", type=positive, nargs="+", default=[65, 50257], help="(default: 65 50257)")
     parser.add_argument("--batch_size", type=positive, default=16, help="sequences of a step")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which a call begins nothing new")
     parser.add_argument("--to", type=Path, default=RESULTS, help="folder of speed.md and speed/")
     args = parser.parse_args()
+    require_checkout(args.nanogpt)
     deadline, here = time.monotonic() + 60 * args.minutes, facts(device())
     path = path_of(here, "speed", args.to)
     for vocab_size in args.vocab_size:

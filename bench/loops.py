@@ -94,11 +94,10 @@ def finish(model, optimizer):
     optimizer.zero_grad(set_to_none=True)
 
 
-def checkout_at(path):
-    """The path, where a checkout of nanoGPT lies there."""
-    if not (Path(path) / "model.py").is_file():
+def require_checkout(path):
+    """UserError where a path is given at which no checkout of nanoGPT lies."""
+    if path and not (Path(path) / "model.py").is_file():
         raise UserError(f"{path}: holds no model.py: expected a checkout of nanoGPT")
-    return path
 
 
 def load_module(path):

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.loops import SIZE, checkout_at, device, nanogpt, ours
+from bench.loops import SIZE, device, nanogpt, ours, require_checkout
 from bench.machine import RESULTS, facts, heading, path_of, write
 from bench.turns import in_turn, ratio
 from gpt2.errors import Parser, UserError, one_line_errors, positive
@@ -125,8 +125,7 @@ def main():
     parser.add_argument("--to", default=RESULTS, help="folder of train/")
     args = parser.parse_args()
     here, checkout = facts(device()), os.environ.get("NANOGPT")
-    if checkout:
-        checkout_at(checkout)
+    require_checkout(checkout)
     path = path_of(here, "train", args.to)
     found = json.loads(path.read_text()) if path.exists() else {}
     print(heading(here))
