@@ -79,10 +79,9 @@ template <typename T> static INLINE T highest_of(Vector<T> v) {
 }
 static INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// e^x = 2^n e^r with |r| <= ln(2) / 2, by the polynomial of Cephes' expf: within 2 units in the last place.
+// e^x = 2^n e^r with |r| <= ln(2) / 2, by the polynomial of Cephes' expf: within 2 units in the last place. x <= 88.
 static INLINE Vector<float> exp_of(Vector<float> x) {
     auto tiny = x < -87.0f;  // the result is zero, not a denormal number, which would be slow
-    x = tiny ? Vector<float>{} : x > 88.0f ? spread(88.0f) : x;
     Vector<float> shifted = x * 1.44269504088896341f + 12582912.0f;  // n in the lowest bits
     Vector<float> n = shifted - 12582912.0f;
     Vector<float> r = x - n * 0.693359375f - n * -2.12194440e-4f;
@@ -110,7 +109,8 @@ template <typename S> static void gelu(const S *x, S *y, S *slope, int64_t n) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i += LANES<T>) {
         Vector<T> v = load_some(x + i, n - i), square = v * v;
-        Vector<T> sigmoid = 1 / (1 + exp_of(-c * v * (1 + a * square))), out = v * sigmoid;
+        Vector<T> exponent = -c * v * (1 + a * square);
+        Vector<T> sigmoid = 1 / (1 + exp_of(exponent > 88 ? spread<T>(88) : exponent)), out = v * sigmoid;
         store_some(y + i, out, n - i);
         if (slope) store_some(slope + i, sigmoid + out * (1 - sigmoid) * c * (1 + 3 * a * square), n - i);
     }
@@ -145,7 +145,8 @@ static void cross_entropy(S *logits, const int64_t *targets, const Wide<S> *shar
             T sum = sum_of<T>(total), share = shares[row];
             losses[row] = std::log(sum) + highest - of_target;
             T own = (x[targets[row]] / sum - 1) * share;
-            for (int64_t j = 0; j < columns; j += LANES<T>) store_some(place + j, load(x + j) * (share / sum), columns - j);
+            for (int64_t j = 0; j < columns; j += LANES<T>)
+                store_some(place + j, load(x + j) * (share / sum), columns - j);
             convert(&own, place + targets[row], 1);
         }
     }
@@ -183,25 +184,45 @@ static INLINE void tile(Left<T> a, const T *b, T *c, int64_t ldc, int64_t depth)
         for (int j = 0; j < 2; j++) store(c + i * ldc + j * LANES<T>, sum[i][j]);
 }
 
+struct Range {
+    int64_t from, to;
+};
+
 // c = a b, or c += a b with ADD; panel: elements of a panel of b; rows a multiple of ROWS, columns of PANEL.
-template <typename T, bool ADD>
+// live(i, j): what counts of the depth in the tile of rows from i and columns from j on; where nothing does, c stays.
+template <typename T, bool ADD, typename Live>
 static INLINE void product(Left<T> a, const T *b, int64_t panel, T *c, int64_t ldc, int64_t rows, int64_t columns,
-                           int64_t depth) {
+                           Live live) {
     for (int64_t j = 0; j < columns; j += PANEL<T>, b += panel)
-        for (int64_t i = 0; i < rows; i += ROWS)
-            tile<T, ADD>({a.at + i * a.row, a.row, a.column}, b, c + i * ldc + j, ldc, depth);
+        for (int64_t i = 0; i < rows; i += ROWS) {
+            auto [from, to] = live(i, j);
+            if (from < to)
+                tile<T, ADD>({a.at + i * a.row + from * a.column, a.row, a.column}, b + from * PANEL<T>,
+                             c + i * ldc + j, ldc, to - from);
+        }
 }
 
 // ---- causal attention ----
 
 constexpr int64_t BLOCK = 4 * ROWS;  // queries at a time: their scores of all keys before them stay in the cache
 
-// A [time, width] matrix whose rows lie `stride` apart. Reading it asks for the next head's too, which lies beside.
+// What counts in the products of a block of queries from `begin` on: no query meets a later key.
+static INLINE auto of_queries_and_keys(int64_t begin, int64_t width) {
+    return [=](int64_t i, int64_t j) { return Range{0, j < begin + i + ROWS ? width : 0}; };
+}
+static INLINE auto over_keys(int64_t begin) {
+    return [=](int64_t i, int64_t) { return Range{0, begin + i + ROWS}; };
+}
+static INLINE auto over_queries(int64_t begin, int64_t end) {
+    return [=](int64_t i, int64_t) { return Range{std::max(begin, i) - begin, end - begin}; };
+}
+
+// A [time, width] matrix whose rows lie `stride` apart, too far for the processor to see what comes next.
 template <typename S> struct Rows {
     const S *at;
     int64_t stride, time, width;
     const S *row(int64_t t) const {
-        __builtin_prefetch(at + t * stride + width);
+        for (int64_t d = 0; d < width; d += 64 / (int64_t)sizeof(S)) __builtin_prefetch(at + (t + 16) * stride + d);
         return at + t * stride;
     }
 };
@@ -255,14 +276,14 @@ template <typename T> struct Memory {
 
 // Softmax of scores[0 .. live), times the sum, which is returned; zeros from there to `end`. highest: of the scores.
 template <typename T> static INLINE T exponentials(T *scores, int64_t live, int64_t end, T scale, T *highest) {
-    std::fill(scores + live, scores + end, -INFINITY);
+    std::fill(scores + live, scores + up(live, LANES<T>), -INFINITY);
     Vector<T> top = load(scores), total{};
-    for (int64_t j = LANES<T>; j < end; j += LANES<T>) {
+    for (int64_t j = LANES<T>; j < live; j += LANES<T>) {
         Vector<T> x = load(scores + j);
         top = x > top ? x : top;
     }
     *highest = highest_of<T>(top);
-    for (int64_t j = 0; j < end; j += LANES<T>) {
+    for (int64_t j = 0; j < live; j += LANES<T>) {
         Vector<T> e = exp_of((load(scores + j) - *highest) * scale);
         total += e;
         store(scores + j, e);
@@ -286,16 +307,16 @@ template <typename S> static void attention(const S *qkv, S *y, Wide<S> *lse, Sh
             transposed_to_panels(s.of(qkv, head, 3, 1), k_t);
             to_panels(s.of(qkv, head, 3, 2), v, s.panel);
             for (int64_t begin = 0; begin < s.time; begin += BLOCK) {
-                int64_t end = up(begin + BLOCK, PANEL<T>), rows = std::min(BLOCK, s.time - begin);
-                product<T, false>({q + begin * s.columns, s.columns, 1}, k_t, PANEL<T> * s.width, scores, s.ld, BLOCK,
-                                  end, s.width);
+                int64_t rows = std::min(BLOCK, s.time - begin), padded = up(rows, ROWS), end = begin + padded;
+                product<T, false>({q + begin * s.columns, s.columns, 1}, k_t, PANEL<T> * s.width, scores, s.ld, padded,
+                                  up(end, PANEL<T>), of_queries_and_keys(begin, s.width));
                 T sums[BLOCK];
                 for (int64_t i = 0; i < rows; i++) {
                     T highest;
                     sums[i] = exponentials(scores + i * s.ld, begin + i + 1, end, scale, &highest);
                     lse[head * s.time + begin + i] = highest * scale + std::log(sums[i]);
                 }
-                product<T, false>({scores, s.ld, 1}, v, s.panel, out, s.columns, BLOCK, s.columns, end);
+                product<T, false>({scores, s.ld, 1}, v, s.panel, out, s.columns, padded, s.columns, over_keys(begin));
                 for (int64_t i = 0; i < rows; i++) {
                     S *row = y + s.offset(head, 1, 0) + (begin + i) * s.stride(1);
                     for (int64_t d = 0; d < s.width; d += LANES<T>)
@@ -333,19 +354,20 @@ static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, con
             std::fill(grad_k, grad_k + 2 * s.size, T(0));
             Rows<S> its_y = s.of(y, head);
             for (int64_t begin = 0; begin < s.time; begin += BLOCK) {
-                int64_t until = begin + BLOCK, end = up(until, PANEL<T>), ld = s.ld, rows = s.columns;
-                product<T, false>({q + begin * rows, rows, 1}, k_t, PANEL<T> * s.width, weights, ld, BLOCK, end, s.width);
-                product<T, false>({g + begin * rows, rows, 1}, v_t, PANEL<T> * s.width, grad_scores, ld, BLOCK, end,
-                                  s.width);
-                for (int64_t i = 0, t = begin; i < BLOCK; i++, t++) {
-                    T *weight = weights + i * ld, *slope = grad_scores + i * ld;
+                int64_t end = std::min(begin + BLOCK, up(s.time, ROWS)), padded = end - begin, columns = s.columns;
+                product<T, false>({q + begin * columns, columns, 1}, k_t, PANEL<T> * s.width, weights, s.ld, padded,
+                                  up(end, PANEL<T>), of_queries_and_keys(begin, s.width));
+                product<T, false>({g + begin * columns, columns, 1}, v_t, PANEL<T> * s.width, grad_scores, s.ld, padded,
+                                  up(end, PANEL<T>), of_queries_and_keys(begin, s.width));
+                for (int64_t i = 0, t = begin; t < end; i++, t++) {
+                    T *weight = weights + i * s.ld, *slope = grad_scores + i * s.ld;
                     int64_t live = t < s.time ? t + 1 : 0;
                     if (live) {
                         const S *of_y = its_y.row(t);
                         const T of_sum = lse[head * s.time + t];
                         Vector<T> products{};
                         for (int64_t d = 0; d < s.width; d += LANES<T>)
-                            products += load(g + t * rows + d) * load_some(of_y + d, s.width - d);
+                            products += load(g + t * columns + d) * load_some(of_y + d, s.width - d);
                         const T mean = sum_of<T>(products);
                         for (int64_t j = 0; j < live; j += LANES<T>) {
                             Vector<T> w = exp_of(load(weight + j) * scale - of_sum);
@@ -356,9 +378,12 @@ static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, con
                     std::fill(weight + live, weight + end, T(0));
                     std::fill(slope + live, slope + end, T(0));
                 }
-                product<T, false>({grad_scores, ld, 1}, k, s.panel, grads + begin * rows, rows, BLOCK, rows, end);
-                product<T, true>({grad_scores, 1, ld}, q_panels + begin * PANEL<T>, s.panel, grad_k, rows, until, rows, BLOCK);
-                product<T, true>({weights, 1, ld}, g_panels + begin * PANEL<T>, s.panel, grad_v, rows, until, rows, BLOCK);
+                product<T, false>({grad_scores, s.ld, 1}, k, s.panel, grads + begin * columns, columns, padded, columns,
+                                  over_keys(begin));
+                product<T, true>({grad_scores, 1, s.ld}, q_panels + begin * PANEL<T>, s.panel, grad_k, columns, end,
+                                 columns, over_queries(begin, end));
+                product<T, true>({weights, 1, s.ld}, g_panels + begin * PANEL<T>, s.panel, grad_v, columns, end,
+                                 columns, over_queries(begin, end));
             }
             for (int part = 0; part < 3; part++)
                 for (int64_t t = 0; t < s.time; t++)

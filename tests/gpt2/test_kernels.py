@@ -146,7 +146,8 @@ def test_what_is_not_a_number_stays_none(part):
     qkv[0, 20, part, 1, 3] = math.nan
     y = Attention.apply(qkv.flatten(2), 2).view(1, 50, 2, 8)
     expected = attention_of_torch(qkv.flatten(2), 2).view(1, 50, 2, 8)
-    assert torch.equal(y.isnan(), expected.isnan()) and y.isnan().any()
+    assert torch.equal(y[:, 20:].isnan(), expected[:, 20:].isnan()) and y.isnan().any()
+    assert not (y.isnan() & ~expected.isnan()).any()  # tokens before it: some of torch's are none, by weights of zero
     assert gelu(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
 
 
