@@ -8,7 +8,6 @@ gpt2.sample and gpt2.export take it. The weights alone are kept, not the optimiz
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
-import pickle
 import sys
 import zipfile
 from dataclasses import asdict
@@ -17,13 +16,15 @@ from pathlib import Path
 import torch
 
 from gpt2 import hugging_face, tokenizer
-from gpt2.config import FIELDS, Config
+from gpt2.config import Config, checked, out_of_range
 from gpt2.errors import Parser, UserError, first_line, one_line_errors
 from gpt2.files import new_folder
 from gpt2.load import sizes_in
+from gpt2.metrics import is_number
 from gpt2.model import GPT
 from gpt2.writer import write_checkpoint
 
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")
 
 
@@ -31,31 +32,41 @@ def read_nanogpt(path):
     """(name -> tensor, {option: value}, step, val_loss or None) of a ckpt.pt. UserError where it is none."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a whole file of torch.save's")
-    try:
-        kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be read as tensors and plain values: {first_line(error)}") from None
+    kept = read_plain_values(path)
     if not isinstance(kept, dict) or not all(isinstance(kept.get(part), dict) for part in ("model", "model_args")):
         raise UserError(f"{path}: not nanoGPT's checkpoint: expected a dict with model and model_args")
     if lacking := [name for name in SIZES if type(kept["model_args"].get(name)) is not int]:
         raise UserError(f"{path}: not nanoGPT's checkpoint: its model_args lack {', '.join(lacking)}, a whole number")
-    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in kept["model"].items()}
+    tensors = {str(name).removeprefix("_orig_mod."): tensor for name, tensor in kept["model"].items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".attn.bias")}  # the causal mask
-    tensors.pop("lm_head.weight", None)  # tied to transformer.wte.weight
     options = kept["config"] if isinstance(kept.get("config"), dict) else {}
     try:
         step = max(0, int(kept.get("iter_num", 0)))
         val_loss = None if kept.get("best_val_loss") is None else float(kept["best_val_loss"])
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: iter_num or best_val_loss is no number: {error}") from None
-    return tensors, options | kept["model_args"], step, val_loss
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise UserError(f"{path}: iter_num or best_val_loss is no number: {first_line(error)}") from None
+    return tensors, options | kept["model_args"], step, val_loss if is_number(val_loss) else None
+
+
+def read_plain_values(path):
+    """What torch.save put into a file, whose checksums torch.load does not look at; UserError where it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in file.infolist())
+            if not stored or file.testzip():
+                raise ValueError("it is damaged, or compressed, which torch.save's files are not")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a pickle that means harm may raise anything
+        raise UserError(f"{path}: cannot be read as tensors and plain values: {first_line(error)}") from None
 
 
 def config_from(options):
-    """The Config with those of nanoGPT's options that have the same name and type here."""
-    same = {name: value for name, value in options.items() if name in FIELDS and type(value) is FIELDS[name].type}
+    """The Config with those of nanoGPT's options that have the same name and type here, and a value in range."""
+    same = {}
+    for name, value in options.items():
+        good = checked({name: value}, "", [])
+        if good and not out_of_range(Config(**good), {}):
+            same |= good
     for name in ("out_dir", "init_from", "device", "dtype", "compile"):
         same.pop(name, None)
     return Config(**same)
@@ -94,18 +105,27 @@ def convert(path, to, characters=None):
 
 
 def check(tensors, config, path):
-    """UserError where names or shapes are not those of a GPT of the config's sizes."""
+    """UserError where these are not the weights of a GPT of the config's sizes; its head, tied here, is taken out."""
+    head = tensors.pop("lm_head.weight", None)
     with torch.device("meta"):
         expected = {name: parameter.shape for name, parameter in GPT(sizes_in(config)).tensors().items()}
     wrong = [
         name
         for name in expected.keys() | tensors.keys()
-        if expected.get(name) != getattr(tensors.get(name), "shape", 0) or not tensors[name].is_floating_point()
+        if not (is_plain(tensors.get(name)) and expected.get(name) == tensors[name].shape)
     ]
     if wrong:
         raise UserError(
             f"{path}: {sorted(wrong)[0]} is not as in a GPT of its model_args ({len(wrong)} tensors are not)"
         )
+    if head is not None and not (is_plain(head) and torch.equal(head, tensors["transformer.wte.weight"])):
+        raise UserError(f"{path}: its head has weights of its own, and only a head tied to the embedding is supported")
+
+
+def is_plain(tensor):
+    """Whether this is a tensor whose numbers lie in memory one after the other, as it says."""
+    plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return plain and tensor.dtype in DTYPES and tensor.is_contiguous() and not tensor.is_neg()
 
 
 def main(arguments):

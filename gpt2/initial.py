@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gpt2 import checkpoint, load
-from gpt2.config import nearest
+from gpt2.config import ARCHITECTURE, nearest
 from gpt2.errors import UserError, first_line, warn
 from gpt2.files import from_json
 from gpt2.hub import reachable
@@ -12,7 +12,6 @@ from gpt2.tokenizer import description_in
 
 OWNER = "openai-community"  # a bare "gpt2" would be the folder of that name where the command is given
 STARTS = ("auto", "scratch", "resume")  # those that name no weights
-SIZES = ("n_layer", "n_head", "n_embd", "block_size", "vocab_size", "bias")
 POSITIONS = "transformer.wpe.weight"
 
 
@@ -64,13 +63,13 @@ def sizes(config):
     try:
         begun = from_json((Path(config.out_dir) / "config.json").read_text())
         if config.init_from in ("resume", begun["init_from"]):
-            return {name: begun[name] for name in SIZES}
+            return {name: begun[name] for name in ARCHITECTURE}
     except (OSError, ValueError, KeyError, TypeError):
         pass
     if config.init_from == "resume":
         return {}
     found = load.find(folder_of(config.init_from)).sizes
-    return {name: getattr(found, name) for name in SIZES}
+    return {name: getattr(found, name) for name in ARCHITECTURE}
 
 
 def require_room(config, tokens):

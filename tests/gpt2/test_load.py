@@ -2,6 +2,7 @@
 them."""
 
 import json
+import random
 import sys
 
 import numpy as np
@@ -125,10 +126,20 @@ def test_training_on_from_a_sparse_model(finished_run, command, tmp_path, form):
     assert metrics_of(tmp_path / "run")[0]["val_loss"] == pytest.approx(expected, abs=0.3)
 
 
+NANOGPT = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, bias=False, dropout=0.0)
+
+
+def weights_with(name, change):
+    """The weights that nanogpt_checkpoint writes with a vocabulary of 300, one of them changed."""
+    torch.manual_seed(0)
+    weights = GPT(GPTConfig(**NANOGPT, vocab_size=300)).state_dict()
+    return weights | {name: change(weights[name])}
+
+
 def nanogpt_checkpoint(path, vocab_size, bias=False):
     """A ckpt.pt as nanoGPT's train.py writes it, from a model with its names: compiled, tied, with an optimizer."""
     torch.manual_seed(0)
-    sizes = dict(n_layer=2, n_head=2, n_embd=32, block_size=16, bias=bias, vocab_size=vocab_size, dropout=0.0)
+    sizes = NANOGPT | {"bias": bias, "vocab_size": vocab_size}
     model = GPT(GPTConfig(**sizes)).eval()
     names = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
     config = {"learning_rate": 1e-3, "max_iters": 5000, "batch_size": 12, "dataset": "shakespeare", "compile": True}
@@ -173,8 +184,16 @@ def test_nanogpt_characters_have_no_end_of_text(command, tmp_path):
         ({"model": [1]}, "not nanoGPT's checkpoint"),
         ({"model_args": {}}, "model_args lack n_layer, n_head"),
         ({"iter_num": "x"}, "iter_num"),
+        ({"iter_num": float("inf")}, "iter_num"),
+        ({"best_val_loss": torch.ones(2)}, "iter_num or best_val_loss"),
         ({"model": {}}, "is not as in a GPT of its model_args"),
-        (None, "not a whole file of torch.save's"),
+        ({"model": {1: 2}}, "is not as in a GPT of its model_args"),
+        ({"model": weights_with("transformer.wte.weight", lambda w: w.to_sparse())}, "wte.weight is not as in"),
+        ({"model": weights_with("transformer.wte.weight", lambda w: w.to("meta"))}, "wte.weight is not as in"),
+        ({"model": weights_with("transformer.wte.weight", lambda w: w.to(torch.float8_e4m3fn))}, "wte.weight is not"),
+        ({"model": weights_with("transformer.wpe.weight", lambda w: w[:1, :1].expand(16, 32))}, "wpe.weight is not as"),
+        ({"model": weights_with("lm_head.weight", lambda w: w + 1)}, "its head has weights of its own"),
+        (None, "cannot be read as tensors and plain values"),
     ],
 )
 def test_what_is_no_checkpoint_of_nanogpt_is_one_line(command, tmp_path, change, words):
@@ -186,6 +205,38 @@ def test_what_is_no_checkpoint_of_nanogpt_is_one_line(command, tmp_path, change,
         torch.save(torch.load(path, weights_only=True) | change, path)
     code, _, err = command(convert, path, "--to", tmp_path / "mine")
     assert code == 2 and words in err and len(err.strip().splitlines()) == 1 and not (tmp_path / "mine").exists()
+
+
+def test_a_damaged_checkpoint_of_nanogpt_is_refused_or_does_not_matter(command, tmp_path):
+    nanogpt_checkpoint(tmp_path / "ckpt.pt", 5)
+    (tmp_path / "input.txt").write_text("ab\n cba")
+    arguments = [tmp_path / "ckpt.pt", "--characters", tmp_path / "input.txt", "--to"]
+    whole = (tmp_path / "ckpt.pt").read_bytes()
+    assert command(convert, *arguments, tmp_path / "whole")[0] == 0
+    expected = load.find(tmp_path / "whole").tensors
+    refused, places = 0, random.Random(0).sample(range(len(whole)), 100)
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "ckpt.pt").write_bytes(damaged)
+        to = tmp_path / str(place)
+        code, _, err = command(convert, *arguments, to)
+        assert code in (0, 2) and len(err.strip().splitlines()) == code // 2, (place, err)
+        refused += code == 2
+        assert code or all(torch.equal(load.find(to).tensors[name](), read()) for name, read in expected.items())
+    assert refused > 80
+
+
+def test_settings_of_nanogpt_that_are_none_here_are_left_out(command, tmp_path):
+    nanogpt_checkpoint(tmp_path / "ckpt.pt", 50304)
+    kept = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    kept["config"] |= {"learning_rate": -1.0, "eval_iters": 10**400, "seed": -1, "weight_decay": 1, 3: 4}
+    torch.save(kept | {"best_val_loss": float("inf")}, tmp_path / "ckpt.pt")
+    code, _, err = command(convert, tmp_path / "ckpt.pt", "--to", tmp_path / "mine")
+    assert code == 0, err
+    found = load.find(tmp_path / "mine")
+    assert (found.config.learning_rate, found.config.seed, found.config.weight_decay) == (6e-4, 1337, 1.0)
+    assert found.config.batch_size == 12 and "val_loss" not in found.origin
 
 
 @pytest.mark.parametrize(
