@@ -84,6 +84,9 @@ def differences(plan, results, path):
         axis.plot([percent(c.low), percent(c.high)], [row, row], color="#0072B2", linewidth=2)
         axis.plot(percent(c.mean), row, "o", color="#D55E00", markersize=5)
     axis.axvline(0, color="black", linewidth=0.8)
+    if max(percent(c.high) for _, c in found) > 100:  # ruined models beside small differences
+        axis.set_xscale("symlog", linthresh=10)
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks(range(len(found)), [f"{label} (n={c.n})" for label, c in found], fontsize=7)
     axis.set(xlabel="difference in perplexity of GPT-2 tokens, % (left: the first is better)", title=plan.title)
     axis.grid(axis="x", alpha=0.3)
