@@ -2,8 +2,9 @@
 
 |w|·v^¼ without an absolute eps, ranked over all layers, on the gmp ramp from 25 % to 75 % of the training, under AdamW.
 The learning rate is held until the ramp ends, then falls in a straight line to zero. What is known comes from models of
-0.5 and 4.1 M parameters at 90 %, 560 steps long; nothing here has been confirmed at 124 M yet. `density_lr=4`, which
-lets what is left of the matrices learn faster, gained most at 0.5 M and lost at 4.1 M, so it is left out.
+0.5 and 4.1 M parameters at 90 %, 560 steps long; nothing here has been confirmed at 124 M yet. At 4.1 M the criterion
+gained with a cosine, and with the rate held could not be told from magnitude. `density_lr=4`, which lets what is left
+of the matrices learn faster, gained most at 0.5 M and lost at 4.1 M, so it is left out.
 
 torchrun --nproc_per_node=4 train_gpt2.py config/recommended.py
 """
