@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import math
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 
@@ -26,9 +26,10 @@ from gpt2.evaluate import evaluate
 from gpt2.explain import machine_errors
 from gpt2.faults import point
 from gpt2.guard import Guard, weight_of
+from gpt2.load import sizes_in
 from gpt2.lock import OnlyRunIn
 from gpt2.log import Log, say_finished
-from gpt2.model import GPT, GPTConfig
+from gpt2.model import GPT
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.pace import Pace
 from gpt2.placement import averaging, place, whole
@@ -59,9 +60,8 @@ def open_data(config, found):
 
 def make_model(config):
     """A GPT without memory yet: `placement.place` gives it its initial weights."""
-    names = [field.name for field in fields(GPTConfig)]
     with torch.device("meta"):
-        return GPT(GPTConfig(**{name: getattr(config, name) for name in names}))
+        return GPT(sizes_in(config))
 
 
 def dropout_seed(config, step, number):

@@ -96,7 +96,8 @@ def convert(path, to, characters=None):
     tensors, options, step, val_loss = read_nanogpt(path)
     config = config_from(options)
     hugging_face.require_plausible(sizes_in(config), path)
-    check(tensors, config, path)
+    head = tensors.pop("lm_head.weight", None)
+    check(tensors, head, config, path)
     words = words_for(config, characters)
     facts = {"config": asdict(config), "data": [], "tokenizer": words.describe(), "val_loss": val_loss, "pruner": None}
     with new_folder(to, "--to") as beside:
@@ -104,9 +105,8 @@ def convert(path, to, characters=None):
     return words
 
 
-def check(tensors, config, path):
-    """UserError where these are not the weights of a GPT of the config's sizes; its head, tied here, is taken out."""
-    head = tensors.pop("lm_head.weight", None)
+def check(tensors, head, config, path):
+    """UserError where these are not the weights of a GPT of the config's sizes, or its head, or None, is not tied."""
     with torch.device("meta"):
         expected = {name: parameter.shape for name, parameter in GPT(sizes_in(config)).tensors().items()}
     wrong = [
