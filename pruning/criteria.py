@@ -77,7 +77,7 @@ def bitter6(weight, exp_avg, exp_avg_sq):
 def bitter7(weight, exp_avg_sq):
     """|w| · (|v| + eps)^¼. With clipped gradients v is often below eps, and the score then nearly magnitude: see
     variance_quarter."""
-    return weight.abs() * (exp_avg_sq.abs() + EPS).sqrt().sqrt()
+    return exp_avg_sq.abs().add_(EPS).sqrt_().sqrt_().mul_(weight).abs_()  # in place: half the time, the same bits
 
 
 def bitter8(weight, exp_avg, step, beta1):
@@ -104,7 +104,7 @@ def bitter9_turned(weight, exp_avg, exp_avg_sq):
 def variance_quarter(weight, exp_avg_sq):
     """|w| · v^¼, bitter7 without an absolute eps: scaling all gradients by a constant leaves the pruned set as it
     is."""
-    return weight.abs() * exp_avg_sq.sqrt().sqrt()
+    return exp_avg_sq.sqrt().sqrt_().mul_(weight).abs_()  # in place, as bitter7
 
 
 def variance_half(weight, exp_avg_sq):

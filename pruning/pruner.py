@@ -195,7 +195,7 @@ class Pruner:
         if not total:
             return
         if total > sum(zeros):
-            self.scores.prepare()
+            self.scores.prepare(zeros)
             self.prune(self.choose(total, sparsity, zeros))
         self.masked, self.claimed = self.layers, max(total, sum(zeros))
         if total <= sum(zeros):

@@ -66,8 +66,9 @@ class Regrow(Pruner):
 
     def drop_and_grow(self, fraction: float) -> None:
         """Give `fraction` of each layer's live weights another place in it."""
-        self.scores.prepare()
-        for i, (layer, zeros) in enumerate(zip(self.layers, self.zeros())):
+        of_each = self.zeros()
+        self.scores.prepare(of_each)
+        for i, (layer, zeros) in enumerate(zip(self.layers, of_each)):
             moving = round(fraction * (layer.size - zeros)) if zeros else 0  # without zeros there is no other place
             if moving and layer.parameter.grad is not None:
                 self.prune([lowest(self.scores, [i], zeros + moving)])

@@ -17,7 +17,7 @@ from pruning.stepping import check_optimizer, group_of
 from pruning.zeros import zero_where_zero
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
-SAMPLED = 2**22  # from so many weights on, a sample of them saves a pass over all
+SAMPLED = 2**18  # weights that are sampled, where that saves a pass over twice as many or more
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)  # no *args, no **options
 STATE_BEHIND = {"mean_exp_avg_sq": "exp_avg_sq"}  # the state from which an argument is computed, where names differ
@@ -54,12 +54,14 @@ class Scores:
         self.initial = [layer.parameter.detach().clone() for layer in layers] if "initial_weight" in self.needs else []
         self.fallback = False
         self.means: torch.Tensor | None = None
+        self.zeros: Sequence[int] = [0] * len(layers)
 
     # ---- before an update ----
 
-    def prepare(self) -> None:
-        """Look at weights and states once before an update reads them. ValueError where one is not usable, not finite
-        ones included."""
+    def prepare(self, zeros: Sequence[int]) -> None:
+        """Look at weights and states once before an update reads them; zeros: how many weights of each layer are.
+        ValueError where a weight or a state is not usable, not finite ones included."""
+        self.zeros = zeros
         self.check_finite()
         self.check_not_factored()
         missing = self.missing_states()
@@ -138,13 +140,16 @@ class Scores:
                     yield place, self.keys(i, rows)
                 turn += 1
 
-    def sample(self, which: Sequence[int]) -> tuple[Iterator[torch.Tensor], int] | None:
-        """(keys of every 64th row of the layers `which`, for `search`; how many weights they have), where that pays."""
+    def sample(self, which: Sequence[int]) -> tuple[Iterator[torch.Tensor], int, int] | None:
+        """(keys of every so many rows of the layers `which`, for `search`; how many weights they have; how many of
+        these are zero), where that pays."""
         size = sum(self.layers[i].size for i in which)
-        if self.device.type != "cpu" or self.pattern or size < SAMPLED:
+        zeros = sum(self.zeros[i] for i in which)
+        apart = min(size // SAMPLED, 64)
+        if self.device.type != "cpu" or self.pattern or apart < 2:
             return None
         mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
-        return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], 64)) for i in mine), size
+        return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], apart)) for i in mine), size, zeros
 
     def chunks(self, i: int) -> list[slice]:
         """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these

@@ -2,9 +2,9 @@
 
 Scores become 32-bit integers of the same order. A first pass counts their high 16 bits into a histogram, which, summed
 over the ranks, names the bucket that holds rank k; a second pass counts the keys in that bucket one by one. With a
-sample at hand, the first pass goes over it alone, and the second over the few buckets in which rank k then must lie;
-where it turns out not to, both passes go over all keys. The memory is one chunk and the counts (512 KiB a pass, up to 8
-MiB after a sample), and that is all that ranks exchange, whatever the number of weights.
+sample at hand, one pass keeps the few keys among which rank k then must lie, and these two go over what was kept; where
+rank k turns out to lie elsewhere, they go over all keys. The memory is one chunk, the counts (512 KiB a pass) and what
+is kept, about a thirty-second of the keys at most; ranks exchange the counts alone, whatever the number of weights.
 
 On a GPU nothing here waits for the device before the result is read.
 """
@@ -19,8 +19,7 @@ PRUNED = -(2**31)  # the key of a weight that is pruned already: below every sco
 EXCLUDED = 2**31 - 1  # the key of one that may not be pruned: above every score
 INFINITE = 0x7F800000  # the key of infinity; beyond it, and below that of -infinity, lie NaNs
 BUCKETS = 2**16
-ALL_OUTSIDE = 0x0101010101010101  # eight true booleans, read as one integer
-MOST_BITS = 20  # at most 2^20 keys are counted one by one
+FEW = 1 / 32  # share of the keys that may be kept
 
 
 def order_key(scores):
@@ -67,19 +66,45 @@ def search(keys, k, layers, device, all_reduce, sample=None):
 
     keys: called once a pass, yields (layer, int32 tensor) for the weights that this rank counts; layers: how many there
     are; all_reduce: sums an int64 tensor over the ranks, in place; sample: (int32 tensors of some of the keys that this
-    rank counts, how many keys there are on all ranks), or None.
+    rank counts, how many keys there are on all ranks, how many of these are PRUNED), or None.
     """
     if sample:
-        tensors, size = sample
-        counts = all_reduce(histogram(map(high_bits, tensors), device))
-        first, bits = likely_window(counts, k / size)
-        if bits <= MOST_BITS:
-            found, inside = search_window(keys, k, first, bits, layers, device, all_reduce)
-            if inside:
-                return found
+        found = search_near(keys, k, layers, device, all_reduce, sample)
+        if found is not None:
+            return found
     counts = all_reduce(histogram((high_bits(key) for _, key in keys()), device))
-    bucket = torch.searchsorted(counts.cumsum(0), k)
-    return search_window(keys, k, first_key(bucket), 16, layers, device, all_reduce)[0]
+    first = first_key(torch.searchsorted(counts.cumsum(0), k))
+    most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
+    counts = histogram(offsets(keys, first, 2**16, most, worst), device)
+    counts, most, nans = all_reduce(torch.cat([counts, most, worst > INFINITE + 1])).split([BUCKETS, layers, layers])
+    total = counts.cumsum(0)
+    before = most.sum() - total[-1:]
+    place = torch.searchsorted(total, k - before).clamp(max=BUCKETS - 1)
+    ties = counts.gather(0, place)
+    below = before + total.gather(0, place) - ties
+    return torch.cat([first + place, below, ties, nans.sum(0, keepdim=True), most])
+
+
+def search_near(keys, k, layers, device, all_reduce, sample):
+    """What `search` returns, by one pass over all keys of a CPU; None where the sample does not say near which rank k
+    is."""
+    tensors, size, pruned = sample
+    if k <= pruned:
+        return None
+    counts = all_reduce(histogram(map(high_bits, tensors), device))
+    first, width, share = likely_window(counts, (k - pruned) / (size - pruned))
+    if not 0 < share <= FEW or width > 2**31:
+        return None
+    most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
+    pieces = [numbers[chosen] for numbers, chosen in offsets(keys, first, width, most, worst)]
+    near = torch.cat([torch.empty(0, dtype=torch.int32), *pieces])  # a rank may have none
+    counts = torch.cat([torch.tensor([len(near)]), most, worst > INFINITE + 1])
+    number, most, nans = all_reduce(counts).split([1, layers, layers])
+    before = most.sum() - number
+    if not before < k <= before + number:
+        return None
+    place, below, ties = search(lambda: [(0, near)], k - int(before), 1, device, all_reduce)[:3].split(1)
+    return torch.cat([first + place, before + below, ties, nans.sum(0, keepdim=True), most])
 
 
 def high_bits(key):
@@ -93,82 +118,69 @@ def first_key(bucket):
 
 
 def likely_window(counts, share):
-    """(first key, bits) of a window of 2^bits keys in which the given share of all keys ends.
+    """(first key, width, share of the sample inside) of a window of `width` keys in which the given share of all keys
+    that are not PRUNED very likely ends.
 
-    counts: how often each bucket occurs in a sample. Where a share of the whole ends in it has a standard deviation of
-    at most half the square root of its size; eight of them are allowed for, since rows of a weight are no independent
-    draws.
+    counts: how often each bucket occurs in a sample. Where a share p of the whole ends in a sample of n has a standard
+    deviation of sqrt(n p (1 - p)); eight of them are allowed for, since rows of a weight are no independent draws.
     """
-    total = counts.cumsum(0)
+    total = counts[1:].cumsum(0)  # PRUNED keys are in the first bucket
     number = int(total[-1])
-    margin = 4 * number**0.5
-    ranks = torch.tensor([share * number - margin, share * number + margin], dtype=torch.float64)
-    low, high = torch.searchsorted(total.to(ranks.dtype), ranks).clamp(max=BUCKETS - 1).tolist()
-    bits = 16 + (high - low).bit_length()
-    return first_key(min(low, BUCKETS - 2 ** (bits - 16))), bits
+    margin = 8 * (number * share * (1 - share)) ** 0.5 + 8
+    ranks = [max(1, int(share * number - margin)), min(int(share * number + margin), number)]
+    low, high = (torch.searchsorted(total, torch.tensor(ranks)) + 1).tolist()
+    inside = counts[low : high + 1]
+    return first_key(low), len(inside) << 16, int(inside.sum()) / max(1, number)
 
 
-def search_window(keys, k, first, bits, layers, device, all_reduce):
-    """(what `search` returns, whether rank k is among the 2^bits keys from `first` on; the former holds only if it
-    is)."""
-    size = 2**bits
-    last = first + (size - 1)
-    most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
+def offsets(keys, first, width, most, worst):
+    """`within` of each chunk of keys: how far those in the window of `width` keys are from the `first`.
 
-    def offsets():
-        for layer, key in ((layer, key.flatten()) for layer, key in keys() if key.numel()):
-            spare = torch.empty_like(key)
-            most[layer] += torch.le(key, last, out=spare).sum(dtype=torch.int32)
-            magnitude = torch.bitwise_right_shift(key, 31, out=spare).bitwise_xor_(key).add_(1)
-            worst[layer] = torch.maximum(worst[layer], magnitude.max())  # 1 too large: PRUNED and EXCLUDED wrap
-            yield within(key - first, bits, spare)
-
-    counts = histogram(offsets(), device, size)
-    counts, most, nans = all_reduce(torch.cat([counts, most, worst > INFINITE + 1])).split([size, layers, layers])
-    total = counts.cumsum(0)
-    before = most.sum() - total[-1:]
-    place = torch.searchsorted(total, k - before).clamp(max=size - 1)
-    ties = counts.gather(0, place)
-    below = before + total.gather(0, place) - ties
-    inside = (before < k) & (k <= before + total[-1:])
-    return torch.cat([first + place, below, ties, nans.sum(0, keepdim=True), most]), inside
+    On the way `most` of each layer grows by how many are not above the window, and `worst` to the largest magnitude, of
+    which NaNs are known."""
+    last = first + (width - 1)
+    for layer, key in ((layer, key.flatten()) for layer, key in keys() if key.numel()):
+        spare = torch.empty_like(key)
+        most[layer] += torch.le(key, last, out=spare).sum(dtype=torch.int32)
+        magnitude = torch.bitwise_right_shift(key, 31, out=spare).bitwise_xor_(key).add_(1)
+        worst[layer] = torch.maximum(worst[layer], magnitude.max())  # 1 too large: PRUNED and EXCLUDED wrap
+        yield within(key - first, width, spare)
 
 
-def within(offset, bits, spare):
-    """(offsets, mask of those that are below 2^bits and not negative), or on a CPU few more than these alone.
+def within(offset, width, spare):
+    """(offsets, mask of those that are below `width` and not negative), or on a CPU few more than these alone.
 
     offset: of one dimension; spare: like it, and overwritten. On a CPU a choice by single booleans would cost more than
     all else here, so eight are looked at together.
     """
-    outside = torch.bitwise_right_shift(offset, bits, out=spare)
+    inside = torch.clamp(offset, 0, width - 1, out=spare) == offset
     if offset.device.type == "cpu" and offset.numel() % 8 == 0:
-        eights = outside.to(torch.bool).view(torch.int64)
-        offset = offset.view(-1, 8).index_select(0, (eights != ALL_OUTSIDE).nonzero().squeeze(1))
-        outside = offset >> bits
-    return offset, outside == 0
+        eights = inside.view(torch.int64).nonzero().squeeze(1)
+        offset, inside = offset.view(-1, 8).index_select(0, eights), inside.view(-1, 8).index_select(0, eights)
+    return offset, inside
 
 
-def histogram(pieces, device, size=BUCKETS):
-    """int64 [size]: how often each number below `size` occurs.
+def histogram(pieces, device):
+    """int64 [BUCKETS]: how often each number below BUCKETS occurs.
 
     pieces: integer tensors, or (integer tensor, mask of those of its numbers that count; the others may be any). A GPU
     adds all of them, the others as zeros, since it would have to wait for a choice; on a CPU small pieces are counted
     together.
     """
-    counts, waiting, length = torch.zeros(size, dtype=torch.int64, device=device), [], 0
+    counts, waiting, length = torch.zeros(BUCKETS, dtype=torch.int64, device=device), [], 0
     for piece in pieces:
         numbers, chosen = piece if isinstance(piece, tuple) else (piece, None)
         if counts.device.type != "cpu":
             numbers = numbers.flatten().to(torch.int64)
             ones = torch.ones_like(numbers) if chosen is None else chosen.flatten().to(torch.int64)
-            counts.scatter_add_(0, numbers & (size - 1), ones)  # the others are spread, lest all meet at one address
+            counts.scatter_add_(0, numbers & (BUCKETS - 1), ones)  # the others are spread, lest all meet at one address
             continue
         waiting.append(numbers.flatten() if chosen is None else numbers[chosen])
         length += len(waiting[-1])
-        if length >= size:
-            counts += torch.bincount(torch.cat(waiting), minlength=size)
+        if length >= BUCKETS:
+            counts += torch.bincount(torch.cat(waiting), minlength=BUCKETS)
             waiting, length = [], 0
-    return counts + torch.bincount(torch.cat(waiting), minlength=size) if length else counts
+    return counts + torch.bincount(torch.cat(waiting), minlength=BUCKETS) if length else counts
 
 
 def leave_first(chosen, number):

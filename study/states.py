@@ -62,7 +62,7 @@ class Observer:
         return [[round(((a & b).sum() / (a | b).sum()).item(), 4) for b in kept] for a in kept]
 
     def kept(self, pruner, sparsity):
-        pruner.scores.prepare()
+        pruner.scores.prepare(pruner.zeros())
         scores = [
             pruner.scores.score(i, rows).flatten()
             for i in range(len(pruner.layers))
