@@ -14,7 +14,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pruning import NotFiniteError, Pruner, Regrow, StraightThrough
+from pruning import NotFiniteError, Pruner, Regrow, StraightThrough, scores, select
 from pruning.ranks import full, local
 from tests.pruning.helpers import by_exp_avg, one_step, zeros_of
 
@@ -64,7 +64,10 @@ def selections(kind):
         "erk": dict(criterion=by_exp_avg, allocation="erk"),
         "adaptive": dict(criterion="bitter3", allocation="layer_adaptive"),
         "capped": dict(criterion=by_exp_avg, max_layer_sparsity=0.71, target_sparsity=0.7),
+        "sampled": dict(criterion="bitter7"),
     }.items():
+        if name == "sampled":  # some rows of these few weights, of which all may be near
+            scores.SAMPLED, select.FEW = 100, 1
         model = spread(linears(), kind)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         generator = torch.Generator().manual_seed(1)

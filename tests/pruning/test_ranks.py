@@ -28,6 +28,7 @@ def test_every_world_prunes_the_same_weights(ranks, kind, alone, tmp_path):
             mine, reference = arrays(tmp_path, part, kind, rank), arrays(alone, part, "ddp", 0)
             for name in reference:
                 assert (mine[name] == reference[name]).all(), (part, name, rank)
+                assert (mine[name] == mine[name.replace("sampled", "bitter7")]).all()
         trained, expected = arrays(tmp_path, "training", kind, rank), arrays(alone, "training", "ddp", 0)
         first = arrays(tmp_path, "training", kind, 0)
         assert all((trained[name] == first[name]).all() for name in first)

@@ -143,10 +143,15 @@ def layers_of_scores(draw):
 
 @settings(deadline=None, max_examples=150)
 @given(
-    layers_of_scores(), st.floats(0, 0.999), st.floats(0, 0.999), st.sampled_from([1.0, 0.98, 0.6]), st.integers(1, 11)
+    layers_of_scores(),
+    st.floats(0, 0.999),
+    st.floats(0, 0.999),
+    st.sampled_from([1.0, 0.98, 0.6]),
+    st.integers(1, 11),
+    st.sampled_from([1, 20, 2**18]),
 )
-def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap, chunk):
-    """Two updates after one another, ties, signed zeros, caps and chunks of any size included."""
+def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap, chunk, sampled):
+    """Two updates after one another, ties, signed zeros, caps, chunks of any size and samples of all kinds included."""
     shapes, scores = problem
     model = linears(*shapes)
     optimizer = adam_with(model, exp_avg=[torch.tensor(s).view(shape) for s, shape in zip(scores, shapes)])
@@ -156,6 +161,8 @@ def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap
     pruned = [np.zeros(len(s), bool) for s in scores]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pruning.scores.CHUNK", {"cpu": chunk})
+        patch.setattr("pruning.scores.SAMPLED", sampled)
+        patch.setattr("pruning.select.FEW", 1)
         for sparsity in sorted((first, second)):
             k = round(sparsity * pruner.prunable)
             expected = lowest(scores, pruned, k, caps)
