@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import train_gpt2
-from bench.machine import git, processor
+from bench.machine import STAND_INS, git, processor
 from gpt2 import checkpoint, parallel
 from gpt2.config import nearest
 from gpt2.data import TrainingBatches, evaluation_batches
@@ -284,8 +284,10 @@ def check_machine(plan, todo, args):
 
 
 def start(args, run, slot, output):
-    """The process of one run."""
+    """The process of one run; on a CPU with AVX-512 held back to AVX2, as all others, lest it rounds otherwise."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        environment |= STAND_INS
     if torch.cuda.is_available():
         environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
     command = [sys.executable, "-m", "study.run", args.plan, "--results", args.results, "--work", args.work]

@@ -113,6 +113,14 @@ def test_killed_and_started_again_it_ends_the_same(results, folder, plan, monkey
     assert [point["step"] for point in again["curve"]] == [8, 16, 24]
 
 
+def test_a_processor_with_avx512_makes_its_runs_with_avx2(folder, plan, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert run_all(plan, arguments(folder, "held", "--arms", "^dense$", "--seeds", "0")) == 0
+    machine = read_results(plan, folder / "held")["dense-seed0.json"]["machine"]
+    assert machine["capability"] != "AVX512" and machine["threads"] == 1
+
+
 def test_what_another_plan_has_made_is_taken_over_and_what_differs_is_not(results, folder, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.copytree(folder / "results", folder / "shared")
