@@ -66,7 +66,7 @@ def selections(kind):
         "capped": dict(criterion=by_exp_avg, max_layer_sparsity=0.71, target_sparsity=0.7),
         "sampled": dict(criterion="bitter7"),
     }.items():
-        if name == "sampled":  # some rows of these few weights, of which all may be near
+        if name == "sampled":  # and all that follows, training included; of so few weights all may be near
             scores.SAMPLED, select.FEW = 100, 1
         model = spread(linears(), kind)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
