@@ -74,15 +74,22 @@ def search(keys, k, layers, device, all_reduce, sample=None):
             return found
     counts = all_reduce(histogram((high_bits(key) for _, key in keys()), device))
     first = first_key(torch.searchsorted(counts.cumsum(0), k))
+    return search_bucket(keys, k, first, layers, device, all_reduce)[0]
+
+
+def search_bucket(keys, k, first, layers, device, all_reduce):
+    """(what `search` returns, whether rank k is in the bucket of keys from `first` on; the former holds only if it
+    is)."""
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
-    counts = histogram(offsets(keys, first, 2**16, most, worst), device)
+    counts = histogram(offsets(keys, first, BUCKETS, most, worst), device)
     counts, most, nans = all_reduce(torch.cat([counts, most, worst > INFINITE + 1])).split([BUCKETS, layers, layers])
     total = counts.cumsum(0)
     before = most.sum() - total[-1:]
     place = torch.searchsorted(total, k - before).clamp(max=BUCKETS - 1)
     ties = counts.gather(0, place)
     below = before + total.gather(0, place) - ties
-    return torch.cat([first + place, below, ties, nans.sum(0, keepdim=True), most])
+    inside = (before < k) & (k <= before + total[-1:])
+    return torch.cat([first + place, below, ties, nans.sum(0, keepdim=True), most]), inside
 
 
 def search_near(keys, k, layers, device, all_reduce, sample):
@@ -93,6 +100,9 @@ def search_near(keys, k, layers, device, all_reduce, sample):
         return None
     counts = all_reduce(histogram(map(high_bits, tensors), device))
     first, width, share = likely_window(counts, (k - pruned) / (size - pruned))
+    if width == BUCKETS:  # is counted as it is, however many tie there
+        found, inside = search_bucket(keys, k, first, layers, device, all_reduce)
+        return found if inside else None
     if not 0 < share <= FEW or width > 2**31:
         return None
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
