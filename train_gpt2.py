@@ -106,6 +106,7 @@ def run(config, change, stops, writer):
     pieces = model, optimizer, spam, guard
     load = lambda: restore(*found, *pieces) if found else initial.load_into(model, config, data["tokenizer"])
     start = parallel.agree(world, load)
+    data["tokenizer"] = data["tokenizer"] or parallel.on_main(world, initial.tokenizer_so_far, config, found)
     pruner = make_pruner(model, optimizer, config)
     pruner = change(model, optimizer, pruner) if change else pruner
     pruner = continue_pruner(pruner, model, optimizer, config, *found) if found else pruner

@@ -113,3 +113,16 @@ def tokenizer_of(found):
     if found.kind == "hf" and found.sizes.vocab_size == 50257:
         return {"tokenizer": "gpt2"}
     return description_in(found.origin.get("tokenizer"))
+
+
+def tokenizer_so_far(config, run):
+    """The description of the tokenizer of the run that `checkpoint.find_run` found, or of the weights it begins from;
+    None where they name none. Data without a meta.json leave it to them."""
+    if run:
+        return description_in(run[1].get("tokenizer"))
+    if config.init_from in STARTS:
+        return None
+    try:
+        return load.tokenizer_of(load.find(folder_of(config.init_from))).describe()
+    except UserError:
+        return None

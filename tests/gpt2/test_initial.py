@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -127,3 +128,19 @@ def test_another_tokenizer_is_a_warning(words, warned, tmp_path, capsys, monkeyp
     model = GPT(GPTConfig(block_size=64, **SIZES))
     initial.load_into(model, replace(Config(), init_from=str(tmp_path / "hf"), block_size=64), words)
     assert ("another tokenizer (gpt2)" in capsys.readouterr().err) == warned
+
+
+def test_a_run_on_data_without_words_keeps_those_of_the_weights_it_began_from(tmp_path):
+    (tmp_path / "text.txt").write_text("abcdefgh\n" * 400)
+    run("prepare_fineweb.py", f"--input={tmp_path}/text.txt", "--tokenizer=char", f"--out_dir={tmp_path}/own")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.bin").write_bytes((np.arange(2000, dtype=np.uint16) % 9).tobytes())
+    common = ("--n_layer=1", "--n_head=1", "--n_embd=16", "--block_size=16", "--batch_size=2", "--eval_iters=1")
+    common += ("--gradient_accumulation_steps=1", "--device=cpu", "--compile=False")
+    run("train_gpt2.py", *common, f"--data_dir={tmp_path}/own", f"--out_dir={tmp_path}/first", "--max_iters=1")
+    second = [*common[3:], f"--data_dir={tmp_path}", "--data_format=raw", f"--out_dir={tmp_path}/second"]
+    for steps, start in ((1, tmp_path / "first"), (2, "resume")):
+        run("train_gpt2.py", *second, f"--init_from={start}", f"--max_iters={steps}")
+        manifest = json.loads((tmp_path / f"second/checkpoints/step-{steps:08d}/manifest.json").read_text())
+        assert manifest["tokenizer"]["tokenizer"] == "char" and "abc" in manifest["tokenizer"]["characters"]
+    assert run("-m gpt2.sample", f"{tmp_path}/second", "--max_new_tokens=5", "--prompt=ab").stdout.startswith("ab")
