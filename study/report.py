@@ -141,10 +141,14 @@ def pairs_table(plan, results):
         tokens = c.mean * plan.text.characters_per_token
         numbers = ("", "", "") if c.n == 0 else (f"{c.mean:+.4f}", f"{math.exp(c.mean):.4f}", f"{math.exp(tokens):.3f}")
         said = verdict(c, corrected)
-        ps = ["" if math.isnan(p) else f"{p:.2g}" for p in (c.p, corrected)]
-        cells = (f"{arm} − {against}", c.n, numbers[0], interval, *ps, *numbers[1:], said)
+        cells = (f"{arm} − {against}", c.n, numbers[0], interval, rounded(c.p), rounded(corrected), *numbers[1:], said)
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
+
+
+def rounded(p):
+    """A p of two digits, of which one can tell on which side of 0.05 it lies."""
+    return "" if math.isnan(p) else "<0.05" if p < 0.05 and f"{p:.2g}" == "0.05" else f"{p:.2g}"
 
 
 def early_table(plan, results):

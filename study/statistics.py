@@ -39,7 +39,8 @@ def compare(ours, theirs):
 def holm(ps):
     """The p-values corrected for their number (Holm 1979): those below 0.05 are found at a family-wise rate of 5 %.
 
-    NaN, a planned test that is not done yet, stays; it counts, so that what is found remains so when it is done.
+    NaN, a planned test that is not done yet, stays; it counts, so that what is found remains so when it is done, where
+    no p of the others changes.
     """
     tested = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
     corrected, highest = list(ps), 0.0

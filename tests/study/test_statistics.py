@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from study.report import rounded
 from study.statistics import compare, holm
 
 # Student (1908): hours of sleep gained under two drugs, ten patients. t = 4.0621, p = 0.002833, 95 % from 0.70 to 2.46.
@@ -36,3 +37,7 @@ def test_holm_by_hand():
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     corrected = holm([0.02, math.nan, 0.03])
     assert corrected[0] == pytest.approx(0.06) and math.isnan(corrected[1]) and corrected[2] == pytest.approx(0.06)
+
+
+def test_a_rounded_p_says_on_which_side_of_the_limit_it_lies():
+    assert [rounded(p) for p in (0.0499999, 0.0500001, 0.0012345, math.nan)] == ["<0.05", "0.05", "0.0012", ""]
