@@ -3,7 +3,7 @@
 #   TOKENS=data/fineweb_edu RESULTS=results/h100 NANOGPT=path/to/nanoGPT bash bench/gpu.sh PHASE [--dry]
 # TOKENS: a folder of GPT-2 shards. Phases, or `all` of them:
 #   quick    40 steps of 124M dense and pruned, tokens/s and the peak of memory; no step may make the host wait
-#   resume   a run that is stopped and continued ends as one that is not
+#   resume   a run that is stopped and continued ends with the bits of one that is not, with --deterministic=True
 #   ladder   each step of ours over a plain loop, and nanoGPT beside
 #   prune    what pruning costs a step
 #   select   time and memory of one update
@@ -14,14 +14,15 @@ PHASE=${1:?quick, resume, ladder, prune, select or all} DRY=${2:-}
 TOKENS=${TOKENS:?a folder of GPT-2 token shards} RESULTS=${RESULTS:-results/gpu} PYTHON=${PYTHON:-python3}
 OUT=$(mktemp -d) && trap 'rm -rf "$OUT"' EXIT
 mkdir -p "$RESULTS"
-SIZE=(--max_iters=40 --warmup_iters=20 --eval_interval=40 --eval_iters=5 --log_interval=10 --checkpoint_interval=20)
+SIZE=(--max_iters=40 --warmup_iters=20 --eval_interval=40 --eval_iters=5 --log_interval=10 --checkpoint_interval=20
+    --check_interval=20)
 SELECT=(--rounds 3) LADDER=(--rounds 10 --minutes 7) PRUNE=(--model 124M --steps 40)
 SMALL=(--n_layer=4 --n_head=4 --n_embd=256 --batch_size=8 --gradient_accumulation_steps=4)
 if [ "$DRY" = --dry ]; then
     SMALL=(--n_layer=2 --n_head=2 --n_embd=32 --block_size=32 --batch_size=2 --gradient_accumulation_steps=2
         --compile=False)
     SIZE=(--max_iters=6 --warmup_iters=2 --eval_interval=6 --eval_iters=1 --log_interval=2 --checkpoint_interval=3
-        "${SMALL[@]}")
+        --check_interval=3 "${SMALL[@]}")
     SELECT=(--rounds 1 --layers 2 --width 64 --part ways) LADDER=(--rounds 1 --batch_size 1 --vocab_size 65)
     PRUNE=(--steps 2)
 fi
@@ -41,7 +42,7 @@ quick() {
 }
 
 resume() {
-    local options=("${SIZE[@]}" "${SMALL[@]}" --prune_begin=2)
+    local options=("${SIZE[@]}" "${SMALL[@]}" --prune_begin=2 --deterministic=True)
     train whole bitter7 "${options[@]}"
     train stopped bitter7 "${options[@]}"
     keep cut stopped # takes away what came after its first checkpoint

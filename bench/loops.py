@@ -46,7 +46,7 @@ def ours(
     fast = torch.compile(model) if parallel.should_compile(compile, here) else model
     optimizer = make_optimizer(model, config)
     for group in optimizer.param_groups:
-        group["fused"] = fused
+        group["fused"] = fused or None  # not False: on a GPU torch would then take the tensors one by one
     pruner = Pruner(model, optimizer, "bitter7", 0.5, begin=1, end=10_001, interval=prune) if prune else None
 
     def step(inputs, targets):

@@ -82,8 +82,13 @@ def compare_runs(text_path, checkout, recipes=RECIPES):
             found["nanoGPT's CPU quickstart"] = dict(seconds=seconds, val_loss=float(loss), sparsity=0.0, tokens=TOKENS)
         for name, recipe in recipes.items():
             run = folder / name.replace("/", " ")
-            options = ["config/shakespeare_char.py", f"--data_dir={folder / 'data'}", f"--out_dir={run}", *recipe]
-            seconds, _ = timed(["train_gpt2.py", *options], here)
+            options = [
+                "config/shakespeare_char.py",
+                f"--data_dir={folder / 'data'}",
+                f"--out_dir={run}",
+                "--device=cpu",
+            ]
+            seconds, _ = timed(["train_gpt2.py", *options, *recipe], here)
             last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
             found[name] = dict(seconds=seconds, sparsity=0.0) | {
                 key: last[key] for key in ("val_loss", "sparsity", "tokens") if key in last

@@ -1,5 +1,7 @@
 """torch.compile that cannot end a run: where the compiler fails, the model runs as it is, with one warning."""
 
+import torch
+
 from gpt2.errors import UserError, first_line, warn
 
 
@@ -15,7 +17,7 @@ def inductor_or_eager(graph, inputs):
     except Exception as error:
         if not said:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            said.append(f"torch.compile failed and is left away, which is slower: {reason}")
+            said.append(f"{FAILED}: {reason}")
             warn(*said)
         return graph.forward
 
@@ -28,6 +30,20 @@ def inductor_or_stop(graph, inputs):
         raise UserError(f"compile=require: torch.compile failed: {type(error).__name__}: {first_line(error)}") from None
 
 
+def compiles_for(device):
+    """Whether inductor compiles for the device, with a warning where it fails.
+
+    It is asked before the model is traced: a traced graph holds the logits, which the loss by blocks does without.
+    """
+    try:
+        return torch.compile(lambda x: x + 1, backend=inductor)(torch.zeros(1, device=device)) is not None
+    except Exception as error:
+        cause = getattr(error, "inner_exception", error)
+        warn(f"{FAILED}: {type(cause).__name__}: {first_line(cause)}")
+        return False
+
+
+FAILED = "torch.compile failed and is left away, which is slower"
 said = []  # the warning of inductor_or_eager, once it was given
 
 

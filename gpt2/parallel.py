@@ -13,6 +13,7 @@ from glob import glob
 import torch
 import torch.distributed as dist
 
+from gpt2.compiling import compiles_for
 from gpt2.errors import UserError, warn
 from gpt2.meeting import meeting_point
 from gpt2.memory import keep_freed
@@ -89,9 +90,11 @@ def device_of(device, local_rank, size):
 
 
 def check_driver(device):
-    """UserError where torch was built for a GPU that is here and cannot use it: the CPU is no silent substitute."""
+    """UserError where torch was built for a GPU that is here, not hidden, and cannot use it: the CPU is no silent
+    substitute."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     expected = device in ("auto", "cuda") and torch.version.cuda and glob("/dev/nvidia[0-9]*")
-    if expected and not torch.cuda.is_available():
+    if expected and not hidden and not torch.cuda.is_available():
         raise UserError(
             f"device={device}: this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it; its driver "
             f"is perhaps too old for CUDA {torch.version.cuda} (see nvidia-smi): update it, install a torch for it, "
@@ -138,11 +141,13 @@ def autocast(device, dtype):
 
 
 def should_compile(compile, device):
-    """compile=auto: on CUDA, where there is a compiler. On a CPU gpt2/kernels.py and gpt2/loss.py gain as much."""
+    """compile=auto: on CUDA, where there is a compiler that works. On a CPU gpt2/kernels.py and gpt2/loss.py gain as
+    much."""
     if compile == "auto":
         if device.type == "cuda" and not has_compiler(device):
             warn(f"{NO_COMPILER}: running without it, slower and in two to three times the memory")
-        return device.type == "cuda" and has_compiler(device)
+            return False
+        return device.type == "cuda" and compiles_for(device)
     if compile and device.type in ("cpu", "cuda") and not has_compiler(device):
         raise UserError(f"{NO_COMPILER}: leave it away")
     return compile

@@ -38,7 +38,8 @@ def check(last, model, fast, loss_of, batch, exact, grad_norm):
         faulty = [rank for rank, (verdict, *_) in enumerate(ranks) if verdict == worst]
         raise UserError(
             f"step {step}: {named(faulty)} computed a micro-batch twice, with different results: a fault of memory or "
-            f"arithmetic, or an operation that is not deterministic; {since}, without the machine",
+            f"arithmetic, or an operation that is not deterministic; {since}, without the machine, or, where the "
+            "operation is to stay, with --check_interval=0",
             shared=True,
         )
     for place, name in enumerate(replicated, 1):

@@ -284,12 +284,14 @@ def check_machine(plan, todo, args):
 
 
 def start(args, run, slot, output):
-    """The process of one run; on a CPU with AVX-512 held back to AVX2, as all others, lest it rounds otherwise."""
+    """The process of one run, on a GPU of its own of those that this process may use; on a CPU with AVX-512 held back
+    to AVX2, as all others, lest it rounds otherwise."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         environment |= STAND_INS
     if torch.cuda.is_available():
-        environment["CUDA_VISIBLE_DEVICES"] = str(slot % torch.cuda.device_count())
+        ours = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        environment["CUDA_VISIBLE_DEVICES"] = ours.split(",")[slot % torch.cuda.device_count()]
     command = [sys.executable, "-m", "study.run", args.plan, "--results", args.results, "--work", args.work]
     command += ["--one", run[0], str(run[1])] + (["--repeat"] if args.repeat else [])
     return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)

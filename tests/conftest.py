@@ -16,6 +16,7 @@ import pytest
 
 from tests.zygote import Zygote
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is compared here is bits and messages of a CPU
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests are small, and run side by side
 try:
     (Path.home() / ".cache").mkdir(exist_ok=True)

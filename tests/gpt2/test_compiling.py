@@ -38,6 +38,13 @@ def test_it_falls_back_with_one_warning(broken, capsys):
     )
 
 
+def test_a_compiler_that_fails_is_found_before_the_model_is_traced(broken, capsys):
+    assert compiling.compiles_for(torch.device("cpu")) is False
+    assert capsys.readouterr().err == (
+        "warning: torch.compile failed and is left away, which is slower: OSError: g++: cannot execute\n"
+    )
+
+
 def test_required_it_stops_in_one_line(broken):
     compiled = torch.compile(torch.nn.Linear(3, 3), backend=compiling.backend_of("require"))
     with pytest.raises(UserError, match="^compile=require: torch.compile failed: OSError: g.*execute$"):

@@ -68,9 +68,12 @@ def test_a_driver_that_is_too_old_does_not_send_the_run_to_the_cpu(monkeypatch, 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(parallel, "glob", lambda pattern: ["/dev/nvidia0"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(UserError, match="driver .* CUDA 13.0 .*--device=cpu"):
         parallel.start(device)
     assert parallel.start("cpu").device.type == "cpu"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden by whoever gave the command
+    assert parallel.start("auto").device.type == "cpu"
 
 
 def test_emulated_bfloat16_is_not_chosen(monkeypatch):
