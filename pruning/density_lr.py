@@ -1,6 +1,8 @@
 """A learning rate that grows as the weights thin out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import compress
+from operator import not_
 from typing import Any
 
 import torch
@@ -62,10 +64,19 @@ def own_groups(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Paramet
     that hold them, in param_groups, since `optimizer.load_state_dict` makes new groups."""
     own, places = {id(parameter) for parameter in parameters}, []
     for place, group in enumerate(list(optimizer.param_groups)):
-        mine = [p for p in group["params"] if id(p) in own]
-        if mine and len(mine) < len(group["params"]):
-            group["params"] = [p for p in group["params"] if id(p) not in own]
-            optimizer.add_param_group({**group, "params": mine})
+        mine = [id(p) in own for p in group["params"]]
+        if any(mine) and not all(mine):
+            optimizer.add_param_group(taken_out(group, mine))
             place = len(optimizer.param_groups) - 1
-        places += [place] if mine else []
+        places += [place] if any(mine) else []
     return places
+
+
+def taken_out(group: dict[str, Any], mine: Sequence[bool]) -> dict[str, Any]:
+    """A group of the options of `group`, and of its parameters where `mine` holds, which leave it; with their names,
+    where it has names."""
+    lists = [name for name in ("params", "param_names") if name in group]
+    ours = {name: list(compress(group[name], mine)) for name in lists}
+    group.update({name: list(compress(group[name], map(not_, mine))) for name in lists})
+    members = list(zip(ours["param_names"], ours["params"])) if "param_names" in ours else ours["params"]
+    return {name: option for name, option in group.items() if name not in lists} | {"params": members}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch.nn as nn
 
 Prunable = Callable[[str, nn.Parameter], bool]
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module")  # submodules that are no part of a name
 ENOUGH = 0.9  # share of a model's matrix weights below which the default rule says what it leaves out
 
 
@@ -46,6 +47,7 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, not {type(model).__name__}")
+    check_wrappers(model)
     chosen = asked_for(model, prunable) if prunable else by_default(model)
     layers, first, sideways = [], 0, input_first(model)
     for name, parameter in model.named_parameters():
@@ -62,9 +64,33 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
             "the model has no prunable weight: no Linear, attention or convolution that trains and is not tied to an "
             "embedding; prunable=lambda name, parameter: ... can choose others"
         )
+    check_names(model, layers)
     if not prunable:
         warn_of_what_is_left_out(model, chosen)
     return layers
+
+
+def check_wrappers(model: nn.Module) -> None:
+    """ValueError where FSDP's first version holds weights, which are pieces of flat ones there."""
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    if "FullyShardedDataParallel" in kinds:
+        raise ValueError(
+            "FullyShardedDataParallel cuts weights into flat pieces, which cannot be ranked by layer: shard the model "
+            "with FSDP2 (torch.distributed.fsdp.fully_shard)"
+        )
+
+
+def check_names(model: nn.Module, layers: list[Layer]) -> None:
+    """ValueError where another parameter has a layer's name once the marks of wrappers are left out."""
+    named: dict[str, set[int]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        named.setdefault(clean(name), set()).add(id(parameter))
+    for layer in layers:
+        if len(named[layer.name]) > 1:
+            raise ValueError(
+                f"{layer.name}: {len(named[layer.name])} weights are called so once {', '.join(WRAPPERS)} are left out "
+                "of their names, as the marks of wrappers: give the submodule of such a name another"
+            )
 
 
 def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -91,7 +117,7 @@ def by_default(model: nn.Module) -> set[int]:
 
 def asked_for(model: nn.Module, prunable: Prunable) -> set[int]:
     """The ids of what the user's function chooses; a parameter of several names is asked about under each."""
-    chosen = set()
+    chosen, sparse = set(), {id(m.weight) for m in model.modules() if getattr(m, "sparse", False) is True}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not prunable(clean(name), parameter):
             continue
@@ -102,6 +128,8 @@ def asked_for(model: nn.Module, prunable: Prunable) -> set[int]:
             trouble = "it is frozen (requires_grad=False)"
         elif not parameter.is_floating_point():
             trouble = f"it holds {parameter.dtype}"
+        elif id(parameter) in sparse:
+            trouble = "its embedding has sparse=True, and gradients that cannot be masked"
         if trouble:
             raise ValueError(f"{clean(name)}: prunable= asks for it, but {trouble}")
         chosen.add(id(parameter))
@@ -139,5 +167,4 @@ def warn_of_what_is_left_out(model: nn.Module, chosen: set[int]) -> None:
 
 def clean(name: str) -> str:
     """A parameter's name without the marks of wrappers (DDP, torch.compile, activation checkpointing)."""
-    wrappers = ("module", "_orig_mod", "_checkpoint_wrapped_module")
-    return ".".join(part for part in name.split(".") if part not in wrappers)
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)

@@ -64,15 +64,15 @@ def measure(model, optimizer, pruner=None, spam=None):
     )
 
 
-def predict(parameters, optimizer, buffers):
-    """The account after the first step of a torch optimizer over `parameters`, on this rank, with `buffers` bytes
-    beside. Adafactor, and optimizers that are not torch's, are taken for Adam."""
-    parameters = list(parameters)
-    weights = bytes_of(parameters)
+def predict(weights, trained, optimizer, buffers):
+    """The account after the first step of a torch optimizer over the `trained` parameters of a model of `weights`
+    bytes, on this rank, with `buffers` bytes beside. Adafactor, and optimizers that are not torch's, are taken for
+    Adam."""
+    gradients = bytes_of(trained)
     copies, scalars = STATES.get(type(optimizer).__name__, (2, 1))
     copies += sum(bool(optimizer.defaults.get(option)) for option in ("momentum", "centered", "amsgrad"))
-    states = copies * weights + 4 * scalars * len(parameters)
-    return with_total(weights=weights, gradients=weights, states=states, buffers=buffers)
+    states = copies * gradients + 4 * scalars * len(trained)
+    return with_total(weights=weights, gradients=gradients, states=states, buffers=buffers)
 
 
 def bytes_of(tensors):

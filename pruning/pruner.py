@@ -12,6 +12,7 @@ from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.choice import Lowest, lowest_of_all, lowest_of_each, places
 from pruning.criteria import CRITERIA
 from pruning.layers import Layer, Prunable, find_layers
+from pruning.memory import bytes_of
 from pruning.pattern import check_pattern, check_zeros, parse_pattern
 from pruning.ranks import find_ranks, full, local
 from pruning.schedule import SCHEDULES, sparsity_at
@@ -21,6 +22,7 @@ from pruning.stepping import StepCounter, unwrapped
 from pruning.zeros import count_zeros, zero_all_where_zero, zero_copy, zero_dead, zero_where_zero
 
 SAVED = ("criterion", "pattern", "steps", "pruned", "threshold", "target_sparsity", "buffers")  # what a state must hold
+BY_CHANCE = 0.01  # share of the prunable weights that may be zero beyond the target: live ones that have met 0.0 since
 LOOK_EVERY = 10  # steps, or `interval` where that is more, between two looks for pruned weights that came back
 
 
@@ -53,7 +55,8 @@ class Pruner:
     target_sparsity:  share of the prunable weights that is zero at `end`, 0 <= s < 1; 0 prunes nothing, and keeps zeros
     schedule:         a name of pruning/schedule.py, or a function of progress in [0, 1]
     begin, end:       optimizer steps, counted from 1, of the first and the last update
-    interval:         steps from one update to the next; update i of n prunes to target_sparsity · schedule(i / n)
+    interval:         steps from one update to the next; where these divide end - begin, update i of n prunes to
+                      target_sparsity · schedule(i / n)
     allocation:       a name of pruning/allocation.py, or a function (shapes, sparsity) -> share of each layer
     max_layer_sparsity: under `global`, no layer is pruned beyond this share (or target_sparsity, where that is higher),
                       rounded up to whole weights
@@ -104,6 +107,7 @@ class Pruner:
         self.scores = Scores(self.layers, self.ranks, optimizer, score, self.pattern)
         self.prunable = sum(layer.size for layer in self.layers)
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.weight_bytes = bytes_of(model.parameters())
         self.counter, self.seen = StepCounter(optimizer), 0
         self.masked: list[Layer] = []  # layers whose zeros are kept: all of them from the first update on
         self.claimed = 0  # zeros that are there unless pruned weights came back
@@ -121,7 +125,7 @@ class Pruner:
         self.zeros_found = bool(partly)
         if self.pattern:
             check_zeros(self.pattern, self.masked, self.ranks)
-        if self.target_sparsity and self.claimed > round(self.target_sparsity * self.prunable):
+        if self.target_sparsity and self.claimed > (self.target_sparsity + BY_CHANCE) * self.prunable:
             raise ValueError(
                 f"target_sparsity={self.target_sparsity} is below the {self.claimed / self.prunable:.2%} of the "
                 "prunable weights that are zero already: raise it, or let them train again with keep_zeros=False"
@@ -174,7 +178,8 @@ class Pruner:
     def scheduled(self, step: int) -> float:
         """The sparsity that the update at `step` prunes to. The ramp starts an interval before the first update, which
         so takes its share like all others."""
-        return sparsity_at(step, self.schedule, self.target_sparsity, self.begin - self.interval, self.end)
+        interval = min(self.interval, self.end - self.begin or 1)  # there are two updates where it is longer
+        return sparsity_at(step, self.schedule, self.target_sparsity, self.begin - interval, self.end)
 
     # ---- an update ----
 
@@ -312,10 +317,9 @@ class Pruner:
         if sum(zeros) < pruned:
             raise ValueError(
                 f"the saved state has {pruned:,} pruned weights, the model only {sum(zeros):,} zeros: load the model "
-                "first"
+                "first, and let prunable= choose the same weights"
             )
-        if self.target_sparsity != state["target_sparsity"]:
-            self.check_reachable(wanted, pruned, state)
+        self.check_reachable(wanted, pruned, sum(zeros), state)
         self.scores.load_buffers(state["buffers"])
         self.counter.taken = self.seen = state["steps"]
         names = state.get("masked", [layer.name for layer in self.layers] if pruned else [])
@@ -324,14 +328,15 @@ class Pruner:
         self.claimed, self.threshold = state.get("claimed", kept), state["threshold"]
         self.zeros_found = False
 
-    def check_reachable(self, wanted: int, pruned: int, state: Mapping[str, Any]) -> None:
-        """ValueError where the `wanted` zeros cannot be had from `state`, saved with another target."""
-        change = (
-            f"the saved state is of target_sparsity={state['target_sparsity']}, this Pruner has {self.target_sparsity}"
-        )
-        if wanted < pruned:
-            raise ValueError(f"{change}: {pruned / self.prunable:.2%} is pruned already, and stays so")
-        if wanted > pruned and state["steps"] >= self.end:
+    def check_reachable(self, wanted: int, pruned: int, zeros: int, state: Mapping[str, Any]) -> None:
+        """ValueError where the `wanted` zeros cannot be had from `state` and the `zeros` that are there."""
+        change = f"target_sparsity={self.target_sparsity} cannot be reached: {zeros / self.prunable:.2%} is pruned"
+        if state["target_sparsity"] != self.target_sparsity:
+            before = state["target_sparsity"]
+            change = f"the saved state is of target_sparsity={before}, this Pruner has {self.target_sparsity}"
+            if wanted < pruned:
+                raise ValueError(f"{change}: {pruned / self.prunable:.2%} is pruned already, and stays so")
+        if wanted > zeros and state["steps"] >= self.end:
             raise ValueError(f"{change}: step {state['steps']} is done and no update comes after end={self.end}")
 
     def identity(self) -> dict[str, Any]:

@@ -49,10 +49,10 @@ def numbers(pruner: "Pruner") -> dict[str, float]:
 def plan(pruner: "Pruner", max_steps: int) -> dict[str, Any]:
     """Updates, average parameters and memory of a run of `max_steps` optimizer steps."""
     optimizer = pruner.scores.optimizer
-    parameters = {id(p): p for group in optimizer.param_groups for p in group["params"]}.values()
+    trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     updates = [(step, pruner.scheduled(step)) for step in range(1, max_steps + 1) if pruner.due(step)]
-    average = average_parameters(sum(p.numel() for p in parameters), pruner.prunable, updates, max_steps)
-    memory = predict(parameters, optimizer, pruner.buffer_bytes())
+    average = average_parameters(pruner.parameters, pruner.prunable, updates, max_steps)
+    memory = predict(pruner.weight_bytes, trained, optimizer, pruner.buffer_bytes())
     return dict(updates=updates, average_parameters=average, memory=memory)
 
 

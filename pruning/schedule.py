@@ -1,7 +1,8 @@
 """Schedules: how the share of the target sparsity rises with progress, from 0 to 1, along the ramp.
 
 Any function of progress that does not fall, with values in [0, 1], is a schedule. A Pruner's ramp starts one interval
-before its first update, so that update i of n has progress i / n: the first takes its step and none jumps.
+before its first update, so that update i of n has progress i / n where the interval divides the ramp: the first takes
+its step and none jumps.
 """
 
 

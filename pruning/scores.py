@@ -218,11 +218,11 @@ class Scores:
         return local(state[name])[rows].float()
 
     def within_pattern(self, key: torch.Tensor, dim: int, pattern: tuple[int, int]) -> torch.Tensor:
-        """`key`, with all but the n lowest of every m along `dim` excluded."""
+        """`key`, with all but the n lowest of every m along `dim` excluded, and but those that are pruned already."""
         n, m = pattern
         groups = key.unflatten(dim, (-1, m))
         rank = groups.argsort(dim=dim + 1, stable=True).argsort(dim=dim + 1)
-        return torch.where(rank < n, groups, EXCLUDED).view_as(key)
+        return torch.where((rank < n) | (groups == PRUNED), groups, EXCLUDED).view_as(key)
 
     # ---- what the optimizer keeps ----
 

@@ -69,6 +69,10 @@ class StepCounter:
         """No step is under way any more."""
         self.depth, self.in_closure = 0, False
 
+    def overlook(self, weight: torch.Tensor) -> None:
+        """Take what has changed in `weight` for the Pruner's own doing."""
+        self.version = weight._version
+
     def look(self, weight: torch.Tensor, stepped: bool) -> None:
         """One warning where `weight` changes from call to call and the optimizer takes no step: another one trains it,
         and the Pruner would wait for ever. Reads no values."""
@@ -113,10 +117,18 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], s
                 f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped "
                 "or sharded, and the optimizer from that model; or leave the layer out with prunable="
             )
-        if group.get("eps") == 0:
+        if divides_by_zero(group, layer.parameter):
+            vanishes = f", which is 0 in {str(layer.parameter.dtype)[6:]}," if group["eps"] else ""
             raise ValueError(
-                f"{layer.name}: with eps=0 the optimizer divides 0 by 0 at pruned weights: expected eps > 0"
+                f"{layer.name}: with eps={group['eps']}{vanishes} the optimizer divides 0 by 0 at pruned weights: "
+                "expected eps > 0" + (", float32 parameters, or fused=True" if vanishes else "")
             )
+
+
+def divides_by_zero(group: dict[str, Any], parameter: torch.Tensor) -> bool:
+    """Whether eps, which is added in the parameter's dtype unless the optimizer is fused, vanishes there."""
+    eps, dtype = group.get("eps"), torch.float32 if group.get("fused") else parameter.dtype
+    return isinstance(eps, (int, float)) and not torch.tensor(eps, dtype=dtype)
 
 
 def group_of(optimizer: torch.optim.Optimizer, layer: Layer) -> dict[str, Any] | None:

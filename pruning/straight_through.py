@@ -42,6 +42,7 @@ class StraightThrough(Pruner):
         for layer, dense in zip(self.layers, self.dense):
             if layer in self.masked:
                 local(layer.parameter).copy_(local(dense))
+        self.counter.overlook(self.layers[0].parameter)
 
     @torch.no_grad()
     def step(self, number: int | None = None) -> bool:
@@ -60,6 +61,7 @@ class StraightThrough(Pruner):
             if layer in self.masked and not self.masks_shown:
                 zero_dead(local(layer.parameter), live)
         self.masks_shown = True
+        self.counter.overlook(self.layers[0].parameter)
         return due
 
     def prune_to(self, sparsity: float) -> None:

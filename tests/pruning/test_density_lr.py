@@ -70,6 +70,19 @@ def test_groups_keep_their_options_and_hold_each_parameter_once():
     assert (found[id(model[1].weight)], found[id(model[1].bias)], found[id(model[2].weight)]) == (0.3, 0.3, 0.0)
 
 
+def test_named_parameters_keep_their_names():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.AdamW(model.named_parameters())
+    DensityLR(Pruner(model, optimizer, "magnitude", 0.5), optimizer)
+    named = dict(model.named_parameters())
+    assert [group["param_names"] for group in optimizer.param_groups] == [
+        ["0.bias", "1.bias"],
+        ["0.weight", "1.weight"],
+    ]
+    for group in optimizer.param_groups:
+        assert all(p is named[name] for name, p in zip(group["param_names"], group["params"], strict=True))
+
+
 def test_a_scheduler_and_an_error_within_a_step_see_the_rate_without_the_factor():
     model, optimizer, pruner, _ = pieces()
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)

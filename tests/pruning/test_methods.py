@@ -137,6 +137,20 @@ def test_straight_through_keeps_its_dense_weights_through_micro_steps(recwarn):
     assert all(torch.equal(a, b) and a.all() for a, b in zip(*dense)) and not recwarn.list
 
 
+def test_straight_throughs_own_changes_are_no_other_optimizers(recwarn):
+    """`mask_gradients` may be called after every micro-step, too."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = StraightThrough(model, optimizer, "magnitude", 0.5, begin=2, end=2)
+    for micro_step in range(1, 81):
+        one_gradient(model)
+        pruner.mask_gradients()
+        if micro_step % 20 == 0:
+            optimizer.step()
+        pruner.step()
+    assert pruner.pruned == pruner.prunable // 2 and not recwarn.list
+
+
 def test_straight_through_without_mask_gradients_is_noticed():
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -231,6 +245,20 @@ def test_the_account_of_every_optimizer_of_torch(name):
     one_gradient(model)
     made.step()
     assert memory.measure(model, made, pruner) == planned
+
+
+@pytest.mark.parametrize("all_given", [True, False])
+def test_the_account_and_the_plan_of_a_model_that_is_partly_frozen(all_given):
+    model = mlp()
+    model[0].requires_grad_(False)
+    made = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad or all_given])
+    pruner = Pruner(model, made, target_sparsity=0.5)
+    planned = pruner.plan(2)
+    model(torch.randn(2, 12)).sum().backward()
+    made.step()
+    assert memory.measure(model, made, pruner) == planned["memory"]
+    everything = sum(p.numel() for p in model.parameters())
+    assert planned["average_parameters"] == everything - pruner.prunable * 0.5 / 2
 
 
 def test_the_sources_figures():

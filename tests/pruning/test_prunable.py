@@ -117,6 +117,34 @@ def test_what_prunable_asks_for_and_cannot_have_is_an_error(choose, words):
         Pruner(model, torch.optim.AdamW(model.parameters()), prunable=choose)
 
 
+def test_sparse_gradients_cannot_be_masked():
+    model = nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="0.weight: prunable= asks for it, but its embedding has sparse=True"):
+        Pruner(model, torch.optim.SGD(model.parameters()), prunable=lambda name, p: p.dim() > 1)
+
+
+class FullyShardedDataParallel(nn.Module):
+    """By its name FSDP's first version, which a process group would be needed for."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def test_fsdps_first_version_is_refused():
+    model = nn.Sequential(FullyShardedDataParallel(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match="FullyShardedDataParallel cuts weights .*fully_shard"):
+        Pruner(model, torch.optim.AdamW(model.parameters()))
+
+
+def test_two_weights_of_one_name_are_refused():
+    """Without the marks of wrappers `module.mlp.weight` and `mlp.weight` are one name, and were one to `apply_to`."""
+    model = nn.Module()
+    model.mlp, model.module = nn.Linear(4, 4), nn.ModuleDict({"mlp": nn.Linear(4, 4)})
+    with pytest.raises(ValueError, match="^mlp.weight: 2 weights are called so once module, .* another$"):
+        Pruner(model, torch.optim.AdamW(model.parameters()))
+
+
 def test_any_parameter_of_two_and_more_dimensions_can_be_chosen():
     class Model(nn.Module):
         def __init__(self):

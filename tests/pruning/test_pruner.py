@@ -498,6 +498,16 @@ def test_what_is_no_sparsity_is_refused(sparsity):
     assert not zeros_of(model).any()
 
 
+def test_zeros_that_a_pattern_does_not_choose_count_all_the_same():
+    """A layer that is zero altogether, as an initialisation, has more of them than the pattern takes."""
+    model = linears(*[(16, 16)] * 4)
+    nn.init.zeros_(model[1].weight)
+    pruner = Pruner(model, torch.optim.SGD(model.parameters()), pattern="2:4", target_sparsity=0.5)
+    pruner.prune_to(0.4)
+    assert pruner.pruned == zeros_of(model).sum() == round(0.4 * pruner.prunable)
+    assert all((model[i].weight.view(16, 4, 4) == 0).sum(-1).max() <= 2 for i in (0, 2, 3))
+
+
 @pytest.mark.parametrize("criterion", ["magnitude", "bitter0", "random"])
 def test_n_of_m_patterns(criterion):
     model = nn.Sequential(nn.Linear(16, 24, bias=False), nn.Conv2d(8, 6, 3, bias=False))

@@ -34,3 +34,10 @@ def test_every_update_takes_its_step_of_the_ramp(name, begin, end, interval):
         n = len(steps)
         assert shares == pytest.approx([0.8 * SCHEDULES[name](i / n) for i in range(1, n + 1)])
     assert shares[0] > 0 and list(shares) == sorted(shares)
+
+
+@pytest.mark.parametrize("begin, end, interval", [(5, 7, 100), (1, 2, 10)])
+def test_where_the_interval_is_longer_than_the_ramp_its_two_updates_share_it(begin, end, interval):
+    model = linears((40, 40))
+    pruner = Pruner(model, adam_with(model), "magnitude", 0.9, "linear", begin, end, interval)
+    assert pruner.plan(end)["updates"] == [(begin, 0.45), (end, 0.9)]

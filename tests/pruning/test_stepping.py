@@ -126,6 +126,32 @@ def test_optimizers_that_cannot_do_are_refused_at_construction(make, criterion, 
         Pruner(model, make(model.parameters()), criterion)
 
 
+@pytest.mark.parametrize(
+    "dtype, options, refused",
+    [
+        (torch.float16, {}, True),
+        (torch.float16, dict(eps=1e-4), False),
+        (torch.float16, dict(fused=True), False),
+        (torch.bfloat16, {}, False),
+        (torch.float32, dict(eps=0.0), True),
+    ],
+)
+def test_an_eps_that_vanishes_is_refused_where_it_would_divide_zero_by_zero(dtype, options, refused):
+    model = linears((4, 4)).to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    if refused:
+        with pytest.raises(ValueError, match="divides 0 by 0 at pruned weights: expected eps > 0"):
+            Pruner(model, optimizer)
+        return
+    pruner = Pruner(model, optimizer, begin=1, end=1)
+    for _ in range(3):
+        model[0].weight.grad = torch.randn_like(model[0].weight)
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step()
+    assert pruner.pruned == 8 and model[0].weight.isfinite().all()
+
+
 def test_wrappers_are_looked_through():
     class Wrapper(torch.optim.Optimizer):
         def __init__(self, optimizer):

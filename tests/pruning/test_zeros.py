@@ -186,6 +186,43 @@ def test_resuming_refuses_a_target_that_cannot_be(target, end, words):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(end=20), r"target_sparsity=0.6 cannot be reached: .*% is pruned: step 30 is done .* after end=20"),
+        (dict(end=20, prunable=None), "is pruned: step 30 is done and no update comes after end=20"),
+    ],
+)
+def test_resuming_refuses_what_leaves_no_update_to_reach_the_target(changes, words):
+    model = mlp()
+    optimizer = adamw(model)
+    options = dict(target_sparsity=0.6, begin=5, interval=5, prunable=lambda name, parameter: name == "0.weight")
+    pruner = Pruner(model, optimizer, **options, end=20 if "prunable" in changes else 60)
+    train(model, optimizer, pruner, (0, 30))
+    with pytest.raises(ValueError, match=words):
+        Pruner(model, optimizer, **(options | changes)).load_state_dict(pruner.state_dict())
+
+
+def test_a_run_resumes_though_weights_have_met_zero_since_its_last_update():
+    def fresh():
+        model = mlp()
+        optimizer = adamw(model)
+        return model, optimizer, Pruner(model, optimizer, target_sparsity=0.6, begin=5, end=20, interval=5)
+
+    model, optimizer, pruner = fresh()
+    train(model, optimizer, pruner, (0, 25))
+    with torch.no_grad():
+        model[0].weight[0, model[0].weight[0].abs().argmax()] = 0
+    before, state = zeros_of(model), pruner.state_dict()
+    assert before.sum() == round(0.6 * pruner.prunable) + 1
+    other = fresh()
+    other[0].load_state_dict(model.state_dict())
+    resumed = Pruner(other[0], other[1], target_sparsity=0.6, begin=5, end=20, interval=5)  # made once it is loaded
+    resumed.load_state_dict(state)
+    train(other[0], other[1], resumed, (25, 40))
+    assert zeros_of(other[0])[before].all()
+
+
 def test_sparsity_is_counted_whatever_happened_to_the_weights():
     model = mlp()
     dense, optimizer = copy.deepcopy(model.state_dict()), adamw(model)
