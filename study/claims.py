@@ -1,4 +1,4 @@
-"""The ledger: what was claimed, by whom, and which comparison decides it. Claims precede the runs, verdicts follow."""
+"""The ledger: what was claimed, by whom, and which comparison decides it. The plans' pairs precede their runs."""
 
 from dataclasses import dataclass
 
