@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from statistics import fmean, pstdev
 
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
@@ -272,6 +273,21 @@ def states(path):
     )
 
 
+def repeats(path):
+    """How far apart runs end that differ in code or processor alone, from pairs of losses that `path` holds."""
+    if not path.exists():
+        return "No run was made twice yet."
+    rows = json.loads(path.read_text())["runs"]
+    lines = ["| optimizer | runs made twice | within 0.002 | mean | standard deviation | farthest |"]
+    lines.append("|---|" + "---:|" * 5)
+    for optimizer in sorted({row["optimizer"] for row in rows}):
+        apart = [row["val_loss"] - row["val_loss_before"] for row in rows if row["optimizer"] == optimizer]
+        near, farthest = sum(abs(d) <= 0.002 for d in apart), max(apart, key=abs)
+        spread = f"{fmean(apart):+.4f} | {pstdev(apart):.4f} | {farthest:+.4f}"
+        lines.append(f"| {optimizer} | {len(apart)} | {near} | {spread} |")
+    return "\n".join(lines)
+
+
 def source_table(path):
     """A row a published run of the source: its optimizer, and how sparse it was where its perplexity is quoted from."""
     rows = [
@@ -343,6 +359,7 @@ def blocks(study, out):
     made = {"headline": headline(study), "ledger": ledger(study), "cost": cost(study)}
     made |= {"source": source_table(SOURCE), "early_gaps": early_gaps(study, SOURCE)}
     made |= {"states": states(out.parent / "states.json"), "figures": pictures(out, out)}
+    made |= {"repeats": repeats(out.parent / "repeats.json")}
     for plan, results in study:
         made |= {f"{plan.name}_{part}": table(plan, results) for part, table in TABLES.items()}
     return made
