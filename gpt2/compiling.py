@@ -16,8 +16,7 @@ def inductor_or_eager(graph, inputs):
         return inductor(graph, inputs)
     except Exception as error:
         if not said:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            said.append(f"{FAILED}: {reason}")
+            said.append(left_away(error))
             warn(*said)
         return graph.forward
 
@@ -38,12 +37,14 @@ def compiles_for(device):
     try:
         return torch.compile(lambda x: x + 1, backend=inductor)(torch.zeros(1, device=device)) is not None
     except Exception as error:
-        cause = getattr(error, "inner_exception", error)
-        warn(f"{FAILED}: {type(cause).__name__}: {first_line(cause)}")
+        warn(left_away(getattr(error, "inner_exception", error)))
         return False
 
 
-FAILED = "torch.compile failed and is left away, which is slower"
+def left_away(error):
+    return f"torch.compile failed and is left away, which is slower: {type(error).__name__}: {first_line(error)}"
+
+
 said = []  # the warning of inductor_or_eager, once it was given
 
 
