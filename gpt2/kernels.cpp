@@ -1,5 +1,5 @@
-// What a training step on a CPU spends most of its time on beside matrix products: GELU and causal attention, forward
-// and backward, and the cross entropy of large vocabularies. Compiled on first use by gpt2/native.py; threads are those
+// What a training step on a CPU spends most of its time on beside matrix products: GELU, layer normalisation and causal
+// attention, forward and backward, and the cross entropy of large vocabularies. Compiled on first use by gpt2/native.py; threads are those
 // of torch's own OpenMP.
 //
 // Vectors are GCC's, so the same source serves AVX2, AVX-512 and NEON. Tensors of S are read and written, float, double
@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <omp.h>
 #include <vector>
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -27,7 +28,8 @@ template <> struct Lanes<double> { typedef double type __attribute__((vector_siz
 template <typename T> using Vector = typename Lanes<T>::type;
 typedef int32_t Integers __attribute__((vector_size(BYTES)));
 typedef uint32_t Bits __attribute__((vector_size(BYTES)));
-typedef uint16_t Halves __attribute__((vector_size(BYTES / 2), aligned(2)));
+typedef uint32_t UnalignedBits __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
 
 struct bfloat16 {  // the higher half of a float's bits
     uint16_t bits;
@@ -116,6 +118,67 @@ template <typename S> static void gelu(const S *x, S *y, S *slope, int64_t n) {
     }
 }
 
+// ---- layer normalisation ----
+
+template <typename T, typename Of> static INLINE T sum_over(const T *row, int64_t n, Of of) {
+    Vector<T> total{};
+    int64_t whole = n / LANES<T> * LANES<T>;
+    for (int64_t j = 0; j < whole; j += LANES<T>) total += of(load(row + j));
+    T sum = sum_of<T>(total);
+    for (int64_t j = whole; j < n; j++) sum += of(row[j]);
+    return sum;
+}
+
+// y = (x - mean) * inverse * weight + bias of each row, with the inverse of its standard deviation; bias may be null.
+template <typename S>
+static void layer_norm(S *y, const Wide<S> *x, const Wide<S> *weight, const Wide<S> *bias, Wide<S> *means,
+                       Wide<S> *inverses, int64_t rows, int64_t width, double epsilon) {
+    using T = Wide<S>;
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *from = x + row * width;
+        T mean = sum_over(from, width, [](auto v) { return v; }) / width;
+        T variance = sum_over(from, width, [=](auto v) { return (v - mean) * (v - mean); }) / width;
+        T inverse = 1 / std::sqrt(variance + (T)epsilon);
+        means[row] = mean, inverses[row] = inverse;
+        for (int64_t j = 0, n = width; j < width; j += LANES<T>, n -= LANES<T>) {
+            Vector<T> out = (load_some(from + j, n) - mean) * inverse * load_some(weight + j, n);
+            store_some(y + row * width + j, bias ? out + load_some(bias + j, n) : out, n);
+        }
+    }
+}
+
+// The gradients of x, and each thread's share of those of weight and bias, [threads, 2, width], which were zeros.
+template <typename S>
+static void layer_norm_backward(const S *grad, const Wide<S> *x, const Wide<S> *weight, const Wide<S> *means,
+                                const Wide<S> *inverses, Wide<S> *grad_x, Wide<S> *shares, int64_t rows,
+                                int64_t width, int64_t threads) {
+    using T = Wide<S>;
+#pragma omp parallel num_threads(threads)
+    {
+        T *of_weight = shares + 2 * omp_get_thread_num() * width, *of_bias = of_weight + width;
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            const S *of_y = grad + row * width;
+            const T *from = x + row * width, mean = means[row], inverse = inverses[row];
+            Vector<T> total{}, along{};
+            for (int64_t j = 0, n = width; j < width; j += LANES<T>, n -= LANES<T>) {
+                Vector<T> g = load_some(of_y + j, n), normal = (load_some(from + j, n) - mean) * inverse;
+                store_some(of_weight + j, load_some(of_weight + j, n) + g * normal, n);
+                store_some(of_bias + j, load_some(of_bias + j, n) + g, n);
+                g *= load_some(weight + j, n);
+                total += g, along += g * normal;
+            }
+            T all = sum_of<T>(total) / width, slope = sum_of<T>(along) / width;
+            for (int64_t j = 0, n = width; j < width; j += LANES<T>, n -= LANES<T>) {
+                Vector<T> normal = (load_some(from + j, n) - mean) * inverse;
+                Vector<T> g = load_some(of_y + j, n) * load_some(weight + j, n);
+                store_some(grad_x + row * width + j, (g - all - normal * slope) * inverse, n);
+            }
+        }
+    }
+}
+
 // ---- cross entropy ----
 
 // losses of rows of logits, which lie `stride` apart, and in the logits' place the gradient of their sum weighted by
@@ -126,19 +189,21 @@ static void cross_entropy(S *logits, const int64_t *targets, const Wide<S> *shar
     using T = Wide<S>;
 #pragma omp parallel
     {
-        int64_t end = up(columns, LANES<T>);
-        std::vector<T> memory(end);
+        int64_t whole = columns / LANES<T> * LANES<T>;
+        std::vector<T> memory(whole + LANES<T>);
         T *x = memory.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) {
             S *place = logits + row * stride;
-            convert(place, x, columns);
-            std::fill(x + columns, x + end, -INFINITY);
-            Vector<T> top = load(x), total{};
-            for (int64_t j = LANES<T>; j < end; j += LANES<T>) top = load(x + j) > top ? load(x + j) : top;
-            T highest = highest_of<T>(top), of_target = x[targets[row]];
-            for (int64_t j = 0; j < end; j += LANES<T>) {
-                Vector<T> e = exp_of(load(x + j) - highest);
+            T of_target, rest[LANES<T>];
+            convert(place + targets[row], &of_target, 1);
+            std::fill(rest, rest + LANES<T>, -INFINITY);
+            convert(place + whole, rest, columns - whole);
+            Vector<T> top = load(rest), total{};
+            for (int64_t j = 0; j < whole; j += LANES<T>) top = load(place + j) > top ? load(place + j) : top;
+            T highest = highest_of<T>(top);
+            for (int64_t j = 0; j < columns; j += LANES<T>) {
+                Vector<T> e = exp_of((j < whole ? load(place + j) : load(rest)) - highest);
                 total += e;
                 store(x + j, e);
             }
@@ -154,29 +219,62 @@ static void cross_entropy(S *logits, const int64_t *targets, const Wide<S> *shar
 
 // ---- matrix products, small ones that stay in the cache ----
 
+// What they multiply: numbers of T, or, of bfloat16 where the processor has it, pairs of what follows each other in the
+// depth of a product, both of which one instruction multiplies and adds.
+template <typename S> struct Multiplied {
+    typedef Wide<S> number, factor;
+};
+#ifdef __AVX512BF16__
+struct __attribute__((may_alias)) Pair {
+    uint32_t bits;  // the first number's are the lower ones
+};
+template <> struct Compute<Pair> { typedef float type; };
+template <> struct Multiplied<bfloat16> {
+    typedef bfloat16 number;
+    typedef Pair factor;
+};
+static INLINE Bits load(const Pair *p) { return *(const UnalignedBits *)p; }
+static INLINE Bits spread(Pair x) { return x.bits + Bits{}; }
+static INLINE Vector<float> multiply_add(Bits a, Bits b, Vector<float> sum) {
+    return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+static INLINE void store_joined(Pair *p, Vector<float> first, Vector<float> second) {
+    Halves rounded[2];
+    store((bfloat16 *)rounded, first), store((bfloat16 *)(rounded + 1), second);
+    *(UnalignedBits *)p =
+        __builtin_convertvector(rounded[0], Bits) | __builtin_convertvector(rounded[1], Bits) << 16;
+}
+#endif
+template <typename T> static INLINE void store_joined(T *p, Vector<T> only, Vector<T>) { store(p, only); }
+template <typename V> static INLINE V multiply_add(V a, V b, V sum) { return sum + a * b; }
+template <typename S> using Number = typename Multiplied<S>::number;
+template <typename S> using Factor = typename Multiplied<S>::factor;
+template <typename S> constexpr int64_t EACH = sizeof(Factor<S>) / sizeof(Number<S>);  // numbers of a factor
+
 // The right-hand matrix lies in panels of PANEL columns, row after row in each.
 template <typename S> constexpr int64_t PANEL = 2 * LANES<S>;
 constexpr int64_t ROWS = BYTES == 64 ? 8 : 6;  // of a tile: with two vectors each, 16 or 12 sums in registers
 
-// A left-hand matrix: element (i, k) is at[i * row + k * column].
-template <typename T> struct Left {
-    const T *at;
+// A left-hand matrix: factor (i, k) is at[i * row + k * column].
+template <typename F> struct Left {
+    const F *at;
     int64_t row, column;
 };
 
-template <typename T, bool ADD>
-static INLINE void tile(Left<T> a, const T *b, T *c, int64_t ldc, int64_t depth) {
+template <bool ADD, typename F>
+static INLINE void tile(Left<F> a, const F *b, Wide<F> *c, int64_t ldc, int64_t depth) {
+    using T = Wide<F>;
     Vector<T> sum[ROWS][2];
 #pragma GCC unroll 8
     for (int i = 0; i < ROWS; i++)
         for (int j = 0; j < 2; j++) sum[i][j] = ADD ? load(c + i * ldc + j * LANES<T>) : Vector<T>{};
     for (int64_t k = 0; k < depth; k++) {
-        Vector<T> left = load(b + k * PANEL<T>), right = load(b + k * PANEL<T> + LANES<T>);
+        auto left = load(b + k * PANEL<T>), right = load(b + k * PANEL<T> + LANES<T>);
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
-            Vector<T> v = spread(a.at[i * a.row + k * a.column]);
-            sum[i][0] += v * left;
-            sum[i][1] += v * right;
+            auto v = spread(a.at[i * a.row + k * a.column]);
+            sum[i][0] = multiply_add(v, left, sum[i][0]);
+            sum[i][1] = multiply_add(v, right, sum[i][1]);
         }
     }
 #pragma GCC unroll 8
@@ -188,16 +286,16 @@ struct Range {
     int64_t from, to;
 };
 
-// c = a b, or c += a b with ADD; panel: elements of a panel of b; rows a multiple of ROWS, columns of PANEL.
+// c = a b, or c += a b with ADD; panel: factors of a panel of b; rows a multiple of ROWS, columns of PANEL.
 // live(i, j): what counts of the depth in the tile of rows from i and columns from j on; where nothing does, c stays.
-template <typename T, bool ADD, typename Live>
-static INLINE void product(Left<T> a, const T *b, int64_t panel, T *c, int64_t ldc, int64_t rows, int64_t columns,
-                           Live live) {
-    for (int64_t j = 0; j < columns; j += PANEL<T>, b += panel)
+template <bool ADD, typename F, typename Live>
+static INLINE void product(Left<F> a, const F *b, int64_t panel, Wide<F> *c, int64_t ldc, int64_t rows,
+                           int64_t columns, Live live) {
+    for (int64_t j = 0; j < columns; j += PANEL<F>, b += panel)
         for (int64_t i = 0; i < rows; i += ROWS) {
             auto [from, to] = live(i, j);
             if (from < to)
-                tile<T, ADD>({a.at + i * a.row + from * a.column, a.row, a.column}, b + from * PANEL<T>,
+                tile<ADD, F>({a.at + i * a.row + from * a.column, a.row, a.column}, b + from * PANEL<F>,
                              c + i * ldc + j, ldc, to - from);
         }
 }
@@ -206,15 +304,16 @@ static INLINE void product(Left<T> a, const T *b, int64_t panel, T *c, int64_t l
 
 constexpr int64_t BLOCK = 4 * ROWS;  // queries at a time: their scores of all keys before them stay in the cache
 
-// What counts in the products of a block of queries from `begin` on: no query meets a later key.
-static INLINE auto of_queries_and_keys(int64_t begin, int64_t width) {
-    return [=](int64_t i, int64_t j) { return Range{0, j < begin + i + ROWS ? width : 0}; };
+// What counts of the depth, in factors, in the products of a block of queries from `begin` on: no query meets a later
+// key.
+template <typename S> static INLINE auto of_queries_and_keys(int64_t begin, int64_t width) {
+    return [=](int64_t i, int64_t j) { return Range{0, j < begin + i + ROWS ? up(width, EACH<S>) / EACH<S> : 0}; };
 }
-static INLINE auto over_keys(int64_t begin) {
-    return [=](int64_t i, int64_t) { return Range{0, begin + i + ROWS}; };
+template <typename S> static INLINE auto over_keys(int64_t begin) {
+    return [=](int64_t i, int64_t) { return Range{0, (begin + i + ROWS) / EACH<S>}; };
 }
-static INLINE auto over_queries(int64_t begin, int64_t end) {
-    return [=](int64_t i, int64_t) { return Range{std::max(begin, i) - begin, end - begin}; };
+template <typename S> static INLINE auto over_queries(int64_t begin, int64_t end) {
+    return [=](int64_t i, int64_t) { return Range{(std::max(begin, i) - begin) / EACH<S>, (end - begin) / EACH<S>}; };
 }
 
 // A [time, width] matrix whose rows lie `stride` apart, too far for the processor to see what comes next.
@@ -227,42 +326,47 @@ template <typename S> struct Rows {
     }
 };
 
-template <typename S> static void copy(Rows<S> from, Wide<S> *to, int64_t stride) {
-    for (int64_t t = 0; t < from.time; t++) convert(from.row(t), to + t * stride, from.width);
+template <typename S> static void copy(Rows<S> from, Factor<S> *to, int64_t stride) {
+    for (int64_t t = 0; t < from.time; t++) convert(from.row(t), (Number<S> *)(to + t * stride), from.width);
 }
 
-template <typename S> static void to_panels(Rows<S> from, Wide<S> *to, int64_t panel) {
-    for (int64_t t = 0; t < from.time; t++) {
-        const S *row = from.row(t);
-        for (int64_t d = 0; d < from.width; d += PANEL<S>)
-            convert(row + d, to + d / PANEL<S> * panel + t * PANEL<S>, std::min(PANEL<S>, from.width - d));
+template <typename S> static void to_panels(Rows<S> from, Factor<S> *to, int64_t panel) {
+    for (int64_t t = 0; t < from.time; t += EACH<S>, to += PANEL<S>) {
+        const S *row = from.row(t), *next = t + EACH<S> - 1 < from.time ? from.row(t + EACH<S> - 1) : nullptr;
+        for (int64_t d = 0; d < from.width; d += LANES<S>) {
+            auto second = next ? load_some(next + d, from.width - d) : Vector<Wide<S>>{};
+            store_joined(to + d / PANEL<S> * panel + d % PANEL<S>, load_some(row + d, from.width - d), second);
+        }
     }
 }
 
-template <typename S> static void transposed_to_panels(Rows<S> from, Wide<S> *to) {
+template <typename S> static void transposed_to_panels(Rows<S> from, Factor<S> *to) {
+    const int64_t depth = up(from.width, EACH<S>);
     for (int64_t t = 0; t < from.time; t++) {
         const S *row = from.row(t);
-        Wide<S> *column = to + t / PANEL<S> * PANEL<S> * from.width + t % PANEL<S>;
-        for (int64_t d = 0; d < from.width; d += LANES<S>) {
-            Vector<Wide<S>> some = load_some(row + d, from.width - d);
-            for (int64_t l = 0; l < std::min(LANES<S>, from.width - d); l++) column[(d + l) * PANEL<S>] = some[l];
+        Factor<S> *column = to + t / PANEL<S> * PANEL<S> * (depth / EACH<S>) + t % PANEL<S>;
+        for (int64_t d = 0; d < depth; d += LANES<S>) {
+            Factor<S> some[LANES<S> / EACH<S>];
+            store((Number<S> *)some, load_some(row + d, from.width - d));
+            for (int64_t l = 0; l < std::min(LANES<S>, depth - d) / EACH<S>; l++)
+                column[(d / EACH<S> + l) * PANEL<S>] = some[l];
         }
     }
 }
 
 // Where things lie: qkv is [batch, time, 3, heads, width], y [batch, time, heads, width], and a thread's own matrices
-// have padded rows and columns, which stay zero.
-template <typename T> struct Shape {
+// have padded rows and columns, which stay zero; in those, strides count factors.
+template <typename S> struct Shape {
     int64_t batch, time, heads, width;
-    int64_t rows = up(up(time, BLOCK), PANEL<T>), columns = up(width, PANEL<T>);
-    int64_t size = rows * columns, panel = rows * PANEL<T>;
-    int64_t ld = rows + PANEL<T>;  // of scores: not a power of two, whose rows would share the cache's sets
+    int64_t rows = up(up(time, BLOCK), PANEL<S>), columns = up(width, PANEL<S>);
+    int64_t size = rows * columns, panel = rows * PANEL<S>, panel_t = up(width, EACH<S>) / EACH<S> * PANEL<S>;
+    int64_t ld = rows + PANEL<S>;  // of scores: not a power of two, whose rows would share the cache's sets
 
     int64_t stride(int parts) const { return parts * heads * width; }
     int64_t offset(int64_t head, int parts, int part) const {
         return head / heads * time * stride(parts) + (part * heads + head % heads) * width;
     }
-    template <typename S> Rows<S> of(const S *tensor, int64_t head, int parts = 1, int part = 0) const {
+    Rows<S> of(const S *tensor, int64_t head, int parts = 1, int part = 0) const {
         return {tensor + offset(head, parts, part), stride(parts), time, width};
     }
 };
@@ -271,7 +375,7 @@ template <typename T> struct Memory {
     std::vector<T> all;
     T *next;
     explicit Memory(int64_t size) : all(size + 64), next((T *)(((uintptr_t)all.data() + 63) & ~(uintptr_t)63)) {}
-    T *take(int64_t size) { return (next += size) - size; }
+    template <typename E = T> E *take(int64_t size) { return (E *)((next += size) - size); }  // E: as large as T
 };
 
 // Softmax of scores[0 .. live), times the sum, which is returned; zeros from there to `end`. highest: of the scores.
@@ -293,13 +397,15 @@ template <typename T> static INLINE T exponentials(T *scores, int64_t live, int6
 }
 
 // y = softmax(q k^T / sqrt(width)) v over the keys up to each query; lse: the logarithm of each softmax's divisor.
-template <typename S> static void attention(const S *qkv, S *y, Wide<S> *lse, Shape<Wide<S>> s) {
+template <typename S> static void attention(const S *qkv, S *y, Wide<S> *lse, Shape<S> s) {
     using T = Wide<S>;
     const T scale = 1 / std::sqrt((T)s.width);
 #pragma omp parallel
     {
         Memory<T> memory(3 * s.size + BLOCK * (s.ld + s.columns));
-        T *q = memory.take(s.size), *k_t = memory.take(s.size), *v = memory.take(s.size);
+        Factor<S> *of_inputs[3];
+        for (auto &matrix : of_inputs) matrix = memory.template take<Factor<S>>(s.size);
+        auto [q, k_t, v] = of_inputs;
         T *scores = memory.take(BLOCK * s.ld), *out = memory.take(BLOCK * s.columns);
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < s.batch * s.heads; head++) {
@@ -308,15 +414,17 @@ template <typename S> static void attention(const S *qkv, S *y, Wide<S> *lse, Sh
             to_panels(s.of(qkv, head, 3, 2), v, s.panel);
             for (int64_t begin = 0; begin < s.time; begin += BLOCK) {
                 int64_t rows = std::min(BLOCK, s.time - begin), padded = up(rows, ROWS), end = begin + padded;
-                product<T, false>({q + begin * s.columns, s.columns, 1}, k_t, PANEL<T> * s.width, scores, s.ld, padded,
-                                  up(end, PANEL<T>), of_queries_and_keys(begin, s.width));
+                product<false>({q + begin * s.columns, s.columns, 1}, k_t, s.panel_t, scores, s.ld, padded,
+                               up(end, PANEL<S>), of_queries_and_keys<S>(begin, s.width));
                 T sums[BLOCK];
                 for (int64_t i = 0; i < rows; i++) {
-                    T highest;
-                    sums[i] = exponentials(scores + i * s.ld, begin + i + 1, end, scale, &highest);
+                    T highest, *row = scores + i * s.ld;
+                    sums[i] = exponentials(row, begin + i + 1, end, scale, &highest);
                     lse[head * s.time + begin + i] = highest * scale + std::log(sums[i]);
+                    if constexpr (EACH<S> > 1) convert(row, (Number<S> *)row, end);
                 }
-                product<T, false>({scores, s.ld, 1}, v, s.panel, out, s.columns, padded, s.columns, over_keys(begin));
+                product<false>({(Factor<S> *)scores, s.ld, 1}, v, s.panel, out, s.columns, padded, s.columns,
+                               over_keys<S>(begin));
                 for (int64_t i = 0; i < rows; i++) {
                     S *row = y + s.offset(head, 1, 0) + (begin + i) * s.stride(1);
                     for (int64_t d = 0; d < s.width; d += LANES<T>)
@@ -327,21 +435,28 @@ template <typename S> static void attention(const S *qkv, S *y, Wide<S> *lse, Sh
     }
 }
 
+// Two rows of numbers, `ld` apart, become factors of what stands below each other, in place of the first.
+template <typename S> static INLINE void join_rows(Wide<S> *row, int64_t ld, int64_t n) {
+    for (int64_t j = 0; j < n; j += LANES<S>) store_joined((Factor<S> *)row + j, load(row + j), load(row + ld + j));
+}
+
 // The gradient of qkv where `grad` is that of y: the softmax is computed again from lse (Dao et al. 2022,
 // "FlashAttention", arXiv:2205.14135, algorithm 4).
 template <typename S>
 static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, const S *grad, S *grad_qkv,
-                               Shape<Wide<S>> s) {
+                               Shape<S> s) {
     using T = Wide<S>;
     const T scale = 1 / std::sqrt((T)s.width);
 #pragma omp parallel
     {
-        Memory<T> memory(10 * s.size + 2 * BLOCK * s.ld);
-        T *q = memory.take(s.size), *q_panels = memory.take(s.size), *k = memory.take(s.size);
-        T *k_t = memory.take(s.size), *v_t = memory.take(s.size);
-        T *g = memory.take(s.size), *g_panels = memory.take(s.size);
+        Memory<T> memory(10 * s.size + 3 * BLOCK * s.ld);
+        Factor<S> *of_inputs[7];
+        for (auto &matrix : of_inputs) matrix = memory.template take<Factor<S>>(s.size);
+        auto [q, q_panels, k, k_t, v_t, g, g_panels] = of_inputs;
         T *grads = memory.take(3 * s.size), *grad_k = grads + s.size, *grad_v = grad_k + s.size;
         T *weights = memory.take(BLOCK * s.ld), *grad_scores = memory.take(BLOCK * s.ld);
+        auto *weight_columns = (Factor<S> *)weights, *grad_columns = (Factor<S> *)grad_scores;
+        auto *grad_rows = EACH<S> > 1 ? memory.template take<Factor<S>>(BLOCK * s.ld) : grad_columns;
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < s.batch * s.heads; head++) {
             copy(s.of(qkv, head, 3, 0), q, s.columns);
@@ -355,10 +470,11 @@ static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, con
             Rows<S> its_y = s.of(y, head);
             for (int64_t begin = 0; begin < s.time; begin += BLOCK) {
                 int64_t end = std::min(begin + BLOCK, up(s.time, ROWS)), padded = end - begin, columns = s.columns;
-                product<T, false>({q + begin * columns, columns, 1}, k_t, PANEL<T> * s.width, weights, s.ld, padded,
-                                  up(end, PANEL<T>), of_queries_and_keys(begin, s.width));
-                product<T, false>({g + begin * columns, columns, 1}, v_t, PANEL<T> * s.width, grad_scores, s.ld, padded,
-                                  up(end, PANEL<T>), of_queries_and_keys(begin, s.width));
+                auto live_scores = of_queries_and_keys<S>(begin, s.width);
+                product<false>({q + begin * columns, columns, 1}, k_t, s.panel_t, weights, s.ld, padded,
+                               up(end, PANEL<S>), live_scores);
+                product<false>({g + begin * columns, columns, 1}, v_t, s.panel_t, grad_scores, s.ld, padded,
+                               up(end, PANEL<S>), live_scores);
                 for (int64_t i = 0, t = begin; t < end; i++, t++) {
                     T *weight = weights + i * s.ld, *slope = grad_scores + i * s.ld;
                     int64_t live = t < s.time ? t + 1 : 0;
@@ -367,7 +483,7 @@ static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, con
                         const T of_sum = lse[head * s.time + t];
                         Vector<T> products{};
                         for (int64_t d = 0; d < s.width; d += LANES<T>)
-                            products += load(g + t * columns + d) * load_some(of_y + d, s.width - d);
+                            products += load((Number<S> *)(g + t * columns) + d) * load_some(of_y + d, s.width - d);
                         const T mean = sum_of<T>(products);
                         for (int64_t j = 0; j < live; j += LANES<T>) {
                             Vector<T> w = exp_of(load(weight + j) * scale - of_sum);
@@ -377,13 +493,19 @@ static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, con
                     }
                     std::fill(weight + live, weight + end, T(0));
                     std::fill(slope + live, slope + end, T(0));
+                    if constexpr (EACH<S> > 1) {
+                        convert(slope, (Number<S> *)(grad_rows + i * s.ld), end);
+                        if (i % 2) join_rows<S>(weight - s.ld, s.ld, end), join_rows<S>(slope - s.ld, s.ld, end);
+                    }
                 }
-                product<T, false>({grad_scores, s.ld, 1}, k, s.panel, grads + begin * columns, columns, padded, columns,
-                                  over_keys(begin));
-                product<T, true>({grad_scores, 1, s.ld}, q_panels + begin * PANEL<T>, s.panel, grad_k, columns, end,
-                                 columns, over_queries(begin, end));
-                product<T, true>({weights, 1, s.ld}, g_panels + begin * PANEL<T>, s.panel, grad_v, columns, end,
-                                 columns, over_queries(begin, end));
+                int64_t below = EACH<S> * s.ld, first = begin / EACH<S> * PANEL<S>;
+                auto live_queries = over_queries<S>(begin, end);
+                product<false>({grad_rows, s.ld, 1}, k, s.panel, grads + begin * columns, columns, padded, columns,
+                               over_keys<S>(begin));
+                product<true>({grad_columns, 1, below}, q_panels + first, s.panel, grad_k, columns, end, columns,
+                              live_queries);
+                product<true>({weight_columns, 1, below}, g_panels + first, s.panel, grad_v, columns, end, columns,
+                              live_queries);
             }
             for (int part = 0; part < 3; part++)
                 for (int64_t t = 0; t < s.time; t++)
@@ -397,16 +519,25 @@ static void attention_backward(const S *qkv, const S *y, const Wide<S> *lse, con
 
 #define EXPORT(S)                                                                                                     \
     void gelu_##S(const S *x, S *y, S *slope, int64_t n) { gelu(x, y, slope, n); }                                    \
+    void layer_norm_##S(S *y, const Wide<S> *x, const Wide<S> *weight, const Wide<S> *bias, Wide<S> *means,           \
+                        Wide<S> *inverses, int64_t rows, int64_t width, double epsilon) {                             \
+        layer_norm(y, x, weight, bias, means, inverses, rows, width, epsilon);                                        \
+    }                                                                                                                 \
+    void layer_norm_backward_##S(const S *grad, const Wide<S> *x, const Wide<S> *weight, const Wide<S> *means,        \
+                                 const Wide<S> *inverses, Wide<S> *grad_x, Wide<S> *shares, int64_t rows,             \
+                                 int64_t width, int64_t threads) {                                                    \
+        layer_norm_backward(grad, x, weight, means, inverses, grad_x, shares, rows, width, threads);                  \
+    }                                                                                                                 \
     void cross_entropy_##S(S *logits, const int64_t *targets, const Wide<S> *shares, Wide<S> *losses, int64_t stride, \
                            int64_t rows, int64_t columns) {                                                           \
         cross_entropy(logits, targets, shares, losses, stride, rows, columns);                                        \
     }                                                                                                                 \
     void attention_##S(const S *qkv, S *y, Wide<S> *lse, int64_t batch, int64_t time, int64_t heads, int64_t width) { \
-        attention(qkv, y, lse, Shape<Wide<S>>{batch, time, heads, width});                                            \
+        attention(qkv, y, lse, Shape<S>{batch, time, heads, width});                                            \
     }                                                                                                                 \
     void attention_backward_##S(const S *qkv, const S *y, const Wide<S> *lse, const S *grad, S *grad_qkv,             \
                                 int64_t batch, int64_t time, int64_t heads, int64_t width) {                          \
-        attention_backward(qkv, y, lse, grad, grad_qkv, Shape<Wide<S>>{batch, time, heads, width});                   \
+        attention_backward(qkv, y, lse, grad, grad_qkv, Shape<S>{batch, time, heads, width});                   \
     }
 
 extern "C" {

@@ -1,9 +1,11 @@
-"""GELU, causal attention and cross entropy of a training step on a CPU, by kernels of this project (kernels.cpp).
+"""What a training step on a CPU computes beside matrix products, by kernels of this project (kernels.cpp).
 
 torch's tanh GELU computes a tanh in each direction. Here one pass, x * sigmoid(2c(x + ax³)), leaves GELU's slope too,
 so that the gradient is one product. Attention reads q, k and v where the projection left them and writes their gradient
-in one piece, so nothing is split, transposed or joined; what it multiplies stays in the cache. Cross entropy goes over
-each row of logits once, in the cache too. bfloat16 is computed in float32, and rounded where it is stored.
+in one piece, so nothing is split, transposed or joined; what it multiplies stays in the cache. Layer normalisation
+writes autocast's dtype itself. Cross entropy goes over each row of logits once, in the cache too. bfloat16 is computed
+in float32, and rounded where it is stored; where the processor multiplies it, attention rounds the weights of a softmax
+for that, and their gradient.
 
 Where there is no compiler, on other devices, and under torch.compile, which fuses by itself, torch's own operations are
 used.
@@ -19,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from gpt2.native import compiled, pointer
 
+TYPES = {int: ctypes.c_int64, float: ctypes.c_double}
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
 
 
@@ -53,6 +56,45 @@ class Gelu(torch.autograd.Function):
     def backward(ctx, grad):
         (slope,) = ctx.saved_tensors
         return grad * slope
+
+
+def layer_norm(x, weight, bias, epsilon):
+    """F.layer_norm over the last dimension of x; bias may be None.
+
+    Under autocast to bfloat16, where the kernels are used, the result is bfloat16, to which the product behind it would
+    round it anyway; that saves a pass in each direction. In float32 torch's own takes no longer.
+    """
+    low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    if low and usable(x) and x.dtype == weight.dtype == torch.float32:
+        return LayerNorm.apply(x, weight, bias, epsilon, torch.bfloat16)
+    return F.layer_norm(x, weight.shape, weight, bias, epsilon)
+
+
+class LayerNorm(torch.autograd.Function):
+    """F.layer_norm with its result in `dtype`; x and weight are of wide(dtype).
+
+    Only where `usable`. Differentiable once.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, epsilon, dtype):
+        x, rows = x.contiguous(), x.numel() // x.shape[-1]
+        y, means, inverses = torch.empty_like(x, dtype=dtype), x.new_empty(rows), x.new_empty(rows)
+        call("layer_norm", (y, x, weight, bias, means, inverses), rows, x.shape[-1], epsilon)
+        ctx.save_for_backward(x, weight, means, inverses)
+        ctx.sizes, ctx.with_bias = (rows, x.shape[-1]), bias is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, means, inverses = ctx.saved_tensors
+        threads = torch.get_num_threads()
+        grad_x, shares = torch.empty_like(x), x.new_zeros(threads, 2, x.shape[-1])
+        tensors = grad.contiguous(), x, weight, means, inverses, grad_x, shares
+        call("layer_norm_backward", tensors, *ctx.sizes, threads)
+        of_weight, of_bias = shares.sum(0)
+        return grad_x, of_weight, of_bias if ctx.with_bias else None, None, None
 
 
 class Attention(torch.autograd.Function):
@@ -99,4 +141,4 @@ def wide(dtype):
 def call(name, tensors, *sizes):
     """Call the kernel `name` for the dtype of the first tensor."""
     kernel = getattr(library(), f"{name}_{C_TYPES[tensors[0].dtype]}")
-    kernel(*map(pointer, tensors), *map(ctypes.c_int64, sizes))
+    kernel(*map(pointer, tensors), *(TYPES[type(size)](size) for size in sizes))

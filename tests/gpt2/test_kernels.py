@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2 import kernels, native
-from gpt2.kernels import Attention, gelu
+from gpt2.kernels import Attention, LayerNorm, gelu, layer_norm
 from gpt2.model import GPT, GPTConfig
 
 compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
@@ -56,6 +56,36 @@ def test_gelu_and_its_gradient_are_torchs(size, dtype):
     x, grad = 3 * torch.randn(size, dtype=dtype, requires_grad=True), torch.randn(size, dtype=dtype)
     expected = with_gradient(lambda x: F.gelu(x, approximate="tanh"), x, grad)
     assert_near(with_gradient(gelu, x, grad), expected, dtype)
+
+
+@compiler
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (0, 5), (2, 5, 16), (4, 3, 33), (130, 64)])
+def test_layer_normalisation_and_its_gradients_are_torchs(shape, dtype, biased):
+    torch.manual_seed(shape[-1])
+    x = (1 + 3 * torch.randn(shape, dtype=dtype)).requires_grad_()
+    weight, bias = torch.randn(2, shape[-1], dtype=dtype, requires_grad=True).unbind()
+    inputs, grad = (x, weight, bias)[: 2 + biased], torch.randn(shape, dtype=dtype)
+    bias = bias if biased else None
+    ys = LayerNorm.apply(x, weight, bias, 1e-5, dtype), F.layer_norm(x, weight.shape, weight, bias)
+    found, expected = ((y.detach(), *torch.autograd.grad(y, inputs, grad)) for y in ys)
+    if shape[-1] > 1:  # of one number alone, what is left is rounding
+        assert_near(found, expected, dtype)
+    assert torch.allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
+
+
+@compiler
+def test_under_autocast_layer_normalisation_writes_bfloat16():
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(5, 40, 33, requires_grad=True), torch.randn(33), torch.randn(33)
+    exact, grad = F.layer_norm(x, (33,), weight, bias), torch.randn(5, 40, 33).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer_norm(x, weight, bias, 1e-5)
+    assert y.dtype == torch.bfloat16 and (y - exact).abs().max() <= 2**-8 * exact.abs().max()
+    assert (y != exact.bfloat16()).float().mean() < 1e-3  # where float32's last digit turns the rounding
+    assert_near(torch.autograd.grad(y, x, grad), torch.autograd.grad(exact, x, grad.float()), torch.float32)
+    assert torch.equal(layer_norm(x, weight, bias, 1e-5), exact)  # without it, to the bit
 
 
 @compiler
@@ -114,6 +144,8 @@ def test_cross_entropy_of_extreme_logits_and_of_what_is_not_a_number():
 def test_gradcheck_in_float64():
     x = torch.randn(2, 27, 18, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(gelu, x[0, :5]) and torch.autograd.gradcheck(lambda x: Attention.apply(x, 2), x)
+    weight, bias = torch.randn(2, 18, dtype=torch.float64, requires_grad=True).unbind()
+    assert torch.autograd.gradcheck(lambda *x: LayerNorm.apply(*x, 1e-5, torch.float64), (x[0, :3], weight, bias))
 
 
 @compiler
@@ -124,6 +156,8 @@ def test_tensors_that_are_not_contiguous():
     assert_near(found, with_gradient(lambda x: attention_of_torch(x, 2), qkv, grad), torch.float32)
     x, grad = torch.randn(5, 9, requires_grad=True).t(), torch.randn(5, 9).t()
     assert_near(with_gradient(gelu, x, grad), with_gradient(lambda x: F.gelu(x, approximate="tanh"), x, grad), x.dtype)
+    found = with_gradient(lambda x: LayerNorm.apply(x, torch.ones(5), None, 1e-5, x.dtype), x, grad)
+    assert_near(found, with_gradient(lambda x: F.layer_norm(x, (5,)), x, grad), x.dtype)
 
 
 @compiler
@@ -149,6 +183,9 @@ def test_what_is_not_a_number_stays_none(part):
     assert torch.equal(y[:, 20:].isnan(), expected[:, 20:].isnan()) and y.isnan().any()
     assert not (y.isnan() & ~expected.isnan()).any()  # tokens before it: some of torch's are none, by weights of zero
     assert gelu(torch.tensor([math.nan, 1.0])).isnan().tolist() == [True, False]
+    x = torch.tensor([[1.0, math.nan], [math.inf, 0.0], [1.0, 2.0]])
+    normal = LayerNorm.apply(x, torch.ones(2), None, 1e-5, torch.bfloat16)
+    assert normal.isnan().tolist() == [[True, True], [True, True], [False, False]]
 
 
 @compiler
@@ -197,7 +234,7 @@ def test_the_kernels_are_used_where_they_can_be(monkeypatch):
     called.clear()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(idx)
-    assert called == ["attention", "gelu"] * 3
+    assert called == ["layer_norm", "attention", "layer_norm", "gelu"] * 3 + ["layer_norm"]
     called.clear()
     torch.compile(model, backend="eager")(idx)
     assert called == []
