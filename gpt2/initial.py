@@ -7,9 +7,9 @@ from gpt2.config import ARCHITECTURE, nearest
 from gpt2.errors import UserError, first_line, warn
 from gpt2.files import from_json
 from gpt2.hub import reachable
-from gpt2.model import PUBLISHED
 from gpt2.tokenizer import description_in
 
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 OWNER = "openai-community"  # a bare "gpt2" would be the folder of that name where the command is given
 STARTS = ("auto", "scratch", "resume")  # those that name no weights
 POSITIONS = "transformer.wpe.weight"

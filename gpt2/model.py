@@ -11,8 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from gpt2 import kernels
 from gpt2.loss import IGNORED, chunking_pays, linear_cross_entropy, padded
 
-PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
-
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -204,27 +202,3 @@ class GPT(nn.Module):
     def tensors(self):
         """name -> parameter, the tied head once (as transformer.wte.weight): what a checkpoint holds."""
         return dict(self.named_parameters())
-
-    @classmethod
-    def from_hugging_face(cls, source, dropout=0.0):
-        """A GPT with the weights of `source`: a GPT2LMHeadModel, or what its from_pretrained takes, like "gpt2"."""
-        if isinstance(source, str):
-            from transformers import GPT2LMHeadModel
-
-            # A bare "gpt2" would be this project's folder of that name.
-            source = GPT2LMHeadModel.from_pretrained(f"openai-community/{source}" if source in PUBLISHED else source)
-        theirs = source.config
-        config = GPTConfig(
-            block_size=theirs.n_positions,
-            vocab_size=theirs.vocab_size,
-            n_layer=theirs.n_layer,
-            n_head=theirs.n_head,
-            n_embd=theirs.n_embd,
-            dropout=dropout,
-        )
-        model, weights = cls(config), source.state_dict()
-        conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # kept as [in, out] there, [out, in] here
-        with torch.no_grad():
-            for name, parameter in model.tensors().items():
-                parameter.copy_(weights[name].t() if name.endswith(conv1d) else weights[name])
-        return model

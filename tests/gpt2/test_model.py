@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt2 import load
 from gpt2.model import GPT, GPTConfig
 
 
@@ -19,14 +20,15 @@ def test_the_default_is_gpt2_small():
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_hugging_face_weights_give_hugging_face_logits():
+def test_hugging_face_weights_give_hugging_face_logits(tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=101, n_positions=24, n_embd=30, n_layer=3, n_head=3)
     theirs = transformers.GPT2LMHeadModel(config).eval()
     for parameter in theirs.parameters():  # biases and norms start at 0 and 1, where a mix-up would not show
         torch.nn.init.normal_(parameter, std=0.3)
-    ours = GPT.from_hugging_face(theirs).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = load.build(load.find(tmp_path), torch.device("cpu"))
     idx = torch.randint(0, 101, (2, 24))
     with torch.no_grad():
         expected = theirs(idx, labels=idx)
