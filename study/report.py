@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 
 from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import write_atomically
@@ -283,7 +283,8 @@ def repeats(path):
     for optimizer in sorted({row["optimizer"] for row in rows}):
         apart = [row["val_loss"] - row["val_loss_before"] for row in rows if row["optimizer"] == optimizer]
         near, farthest = sum(abs(d) <= 0.002 for d in apart), max(apart, key=abs)
-        spread = f"{fmean(apart):+.4f} | {pstdev(apart):.4f} | {farthest:+.4f}"
+        deviation = f"{stdev(apart):.4f}" if len(apart) > 1 else ""
+        spread = f"{fmean(apart):+.4f} | {deviation} | {farthest:+.4f}"
         lines.append(f"| {optimizer} | {len(apart)} | {near} | {spread} |")
     return "\n".join(lines)
 
