@@ -32,9 +32,9 @@ def library():
 
 
 def usable(x):
-    """Whether the kernels can be used for x."""
-    plain = x.device.type == "cpu" and x.dtype in C_TYPES and not torch.compiler.is_compiling()
-    return plain and library() is not None
+    """Whether the kernels can be used for x: not where it is traced, or of a kind that need not have memory."""
+    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in C_TYPES
+    return plain and not torch.compiler.is_compiling() and library() is not None
 
 
 def gelu(x):
@@ -65,7 +65,8 @@ def layer_norm(x, weight, bias, epsilon):
     round it anyway; that saves a pass in each direction. In float32 torch's own takes no longer.
     """
     low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    if low and usable(x) and x.dtype == weight.dtype == torch.float32:
+    plain = all(p is None or p.shape == x.shape[-1:] and p.dtype == torch.float32 for p in (weight, bias))
+    if low and plain and x.dtype == torch.float32 and usable(x):
         return LayerNorm.apply(x, weight, bias, epsilon, torch.bfloat16)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
@@ -78,7 +79,8 @@ class LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, epsilon, dtype):
-        x, rows = x.contiguous(), x.numel() // x.shape[-1]
+        x, rows, epsilon = x.contiguous(), x.numel() // x.shape[-1], float(epsilon)
+        weight, bias = weight.contiguous(), bias if bias is None else bias.contiguous()
         y, means, inverses = torch.empty_like(x, dtype=dtype), x.new_empty(rows), x.new_empty(rows)
         call("layer_norm", (y, x, weight, bias, means, inverses), rows, x.shape[-1], epsilon)
         ctx.save_for_backward(x, weight, means, inverses)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gpt2 import kernels, native
 from gpt2.kernels import Attention, LayerNorm, gelu, layer_norm
@@ -88,6 +89,49 @@ def test_under_autocast_layer_normalisation_writes_bfloat16():
     assert torch.equal(layer_norm(x, weight, bias, 1e-5), exact)  # without it, to the bit
 
 
+@pytest.mark.parametrize(
+    "of_x, of_weight, to",
+    [
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32, torch.bfloat16),
+        (torch.float64, torch.float64, torch.bfloat16),
+        (torch.float32, torch.float32, torch.float16),
+    ],
+)
+def test_layer_normalisation_of_other_dtypes_is_torchs(of_x, of_weight, to):
+    x, weight = torch.randn(4, 33, dtype=of_x), torch.randn(33, dtype=of_weight)
+    with torch.autocast("cpu", to):
+        assert torch.equal(layer_norm(x, weight, None, 1e-5), F.layer_norm(x, (33,), weight))
+
+
+@pytest.mark.parametrize("weight", [torch.ones(33).bfloat16(), torch.ones(30)])
+def test_layer_normalisation_refuses_what_torchs_does(weight):
+    for given in ((weight, None), (torch.ones(33), weight)):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError):
+            layer_norm(torch.randn(4, 33), *given, 1e-5)
+
+
+def test_layer_normalisation_takes_strided_weights_and_any_epsilon():
+    x, (weight, bias) = torch.randn(4, 33), torch.randn(33, 2).unbind(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer_norm(x, weight, bias, 1)
+    assert torch.allclose(y.float(), F.layer_norm(x, (33,), weight, bias, 1), rtol=2**-7, atol=1e-3)
+
+
+@compiler
+@pytest.mark.parametrize("threads", [1, 3, 9])
+def test_gradients_of_a_norms_weights_are_those_of_all_threads(threads):
+    before, inputs = torch.get_num_threads(), [torch.randn(size, requires_grad=True) for size in ((2000, 5), 5, 5)]
+    grad = torch.randn(2000, 5)
+    torch.set_num_threads(threads)
+    try:
+        found = torch.autograd.grad(LayerNorm.apply(*inputs, 1e-5, torch.float32), inputs, grad)
+    finally:
+        torch.set_num_threads(before)
+    x, *weights = inputs
+    assert_near(found, torch.autograd.grad(F.layer_norm(x, (5,), *weights), inputs, grad), torch.float32)
+
+
 @compiler
 @pytest.mark.parametrize("sizes", [(2, 1, 1, 1), (1, 5, 3, 7), (2, 24, 2, 16), (3, 25, 2, 33), (1, 130, 3, 64)])
 def test_attention_in_bfloat16_is_the_exact_one_rounded(sizes):
@@ -100,6 +144,16 @@ def test_attention_in_bfloat16_is_the_exact_one_rounded(sizes):
     expected = with_gradient(lambda x: attention_of_torch(x, heads), wide, grad.double())
     for one, other, rounding in zip(found, expected, (2**-8, 2**-7), strict=True):  # backward, y is rounded already
         assert one.dtype == torch.bfloat16 and (one - other).norm() <= rounding * other.norm()
+
+
+@compiler
+def test_attention_in_bfloat16_rounds_neither_up_nor_down_on_the_whole():
+    torch.manual_seed(0)
+    qkv = torch.randn(1, 130, 3 * 192, dtype=torch.bfloat16, requires_grad=True)
+    grad, wide = torch.randn(1, 130, 192, dtype=torch.bfloat16), qkv.detach().double().requires_grad_()
+    found = with_gradient(lambda x: Attention.apply(x, 3), qkv, grad)
+    for one, exact in zip(found, with_gradient(lambda x: attention_of_torch(x, 3), wide, grad.double())):
+        assert (one.double() * exact).sum() / exact.square().sum() == pytest.approx(1, abs=3e-4)
 
 
 @compiler
@@ -129,6 +183,14 @@ def test_cross_entropy_and_its_gradient_are_torchs(rows, columns, dtype):
     (gradient,) = torch.autograd.grad((losses * shares).sum(), exact)
     assert torch.allclose(kernels.cross_entropy_(logits, targets, shares), losses, rtol=1e-5, atol=1e-6)
     assert torch.allclose(logits.to(wide), gradient, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+
+
+@compiler
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.bfloat16])
+def test_the_highest_logit_counts_wherever_it_is(dtype):
+    logits, shares = torch.zeros(41, 41, dtype=dtype).fill_diagonal_(200), torch.ones(41, 1, dtype=kernels.wide(dtype))
+    losses = kernels.cross_entropy_(logits, torch.arange(41).unsqueeze(1), shares)
+    assert (losses == 0).all() and (logits.abs() < 1e-30).all()
 
 
 @compiler
@@ -195,6 +257,9 @@ def test_no_token_sees_a_later_one():
     qkv[:, 30:] *= 1000
     after = Attention.apply(qkv, 2)
     assert torch.equal(before[:, :30], after[:, :30]) and (after[:, 30:] != before[:, 30:]).all()
+    qkv[:, 40] = math.nan
+    y = Attention.apply(qkv.bfloat16(), 2)
+    assert y[:, :32].isfinite().all() and y[:, 40:].isnan().all()  # of a block of keys, weights of zero times NaN
 
 
 def small(**changes):
@@ -240,8 +305,15 @@ def test_the_kernels_are_used_where_they_can_be(monkeypatch):
     assert called == []
 
 
+def test_tensors_without_memory_are_left_to_torch():
+    with FakeTensorMode():
+        assert gelu(torch.randn(9)).shape == (9,)
+
+
 def test_without_a_compiler_torchs_operations_are_used(plain):
     plain()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer_norm(torch.randn(4, 33), torch.ones(33), None, 1e-5).dtype == torch.float32
     x = torch.randn(9)
     assert torch.equal(gelu(x), F.gelu(x, approximate="tanh")) and all(r.isfinite().all() for r in results(small()))
 

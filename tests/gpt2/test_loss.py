@@ -80,6 +80,25 @@ def test_no_target_at_all():
     assert loss.isnan() and all((g == 0).all() for g in gradients)
 
 
+@pytest.fixture
+def dirty_memory():
+    """Deterministic algorithms fill new memory with NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("ways", "dirty_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [0, 1, 8, 9])
+def test_nothing_of_the_memorys_contents_is_in_a_gradient(size, dtype):
+    x, weight = torch.randn(size, 12, dtype=dtype, requires_grad=True), torch.randn(101, 12, dtype=dtype)
+    weight.requires_grad_()
+    loss = linear_cross_entropy(x, weight, torch.zeros(size, dtype=torch.int64), 8)
+    for gradient in torch.autograd.grad(loss, (x, weight), torch.tensor(float(size > 0))):
+        assert gradient.isfinite().all() and (size or not gradient.any())
+
+
 @pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("wrong", [-2, 101])
 def test_a_target_that_is_no_token_is_an_error(wrong):
