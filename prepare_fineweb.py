@@ -104,8 +104,10 @@ def require_same(found, arguments, out_dir):
     """UserError where out_dir was begun with other arguments than these; it names the first that differs."""
     for name in found | arguments:
         there, here = found.get(name), arguments.get(name)
+        if name == "input" and there and here and len(there[0]) == 2:  # an older one, which knows but the sizes
+            here = [[path, size] for path, size, _ in here]
         if there != here and name == "input" and there and here:
-            path, size = next(
+            path, size, *_ = next(
                 file
                 for file in [*there, *here]
                 if file not in there or file not in here or there.index(file) != here.index(file)

@@ -164,7 +164,7 @@ def run(config, change, stops, writer):
         if pruner:
             with pace.pruning:
                 pruner.step(step)
-        done = step
+        done, val_loss = step, None
         if config.check_interval and step % config.check_interval == 0:
             batch = step, number, inputs, targets
             silent.check(max(start, step - config.check_interval), model, fast, loss_of, batch, exact, grad_norm)
@@ -206,7 +206,7 @@ def run(config, change, stops, writer):
     stops.rest()
     if stops.asked:
         if done not in (start, writer.step):
-            save(writer, config, done, None, data, *pieces, pruner)
+            save(writer, config, done, val_loss, data, *pieces, pruner)
         writer.finish()
         log.close()
         return log.say(stops.message(done, start, config.max_iters))

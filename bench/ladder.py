@@ -10,7 +10,6 @@ measured so far. What the file holds of the same commit, machine and batch is no
 ends by then, and the same call again goes on. A step that gains nothing stays in the table.
 """
 
-import json
 import math
 import os
 import statistics
@@ -21,10 +20,11 @@ from pathlib import Path
 import torch
 
 from bench.loops import SIZE, device, nanogpt, ours, require_checkout
-from bench.machine import RESULTS, facts, heading, path_of, write
+from bench.machine import RESULTS, facts, heading, path_of, read, write
 from bench.turns import in_turn, ratio, spread
 from gpt2 import kernels, parallel
 from gpt2.errors import Parser, one_line_errors, positive
+from gpt2.files import write_atomically
 
 PLAIN = dict(fused=False, wait=True, logits=True, keep=False, own_kernels=False, dtype="float32", compile=False)
 RUNGS = {  # name: what it has beyond the one before it
@@ -64,7 +64,7 @@ def options():
 def run(path, here, sizes, rounds, checkout, deadline):
     """Measure one vocabulary, where `path` does not hold it yet, and write it there."""
     vocab_size, batch_size = sizes
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read(path)
     if any(found.get(name) != value for name, value in here.items()):
         found = {**here, "load": os.getloadavg()[0], "tables": {}}
     table = found["tables"].setdefault(str(vocab_size), {"batch_size": batch_size, "rows": {}})
@@ -136,8 +136,8 @@ def main():
             print("not all is measured yet: the same call again goes on", file=sys.stderr)
             break
         run(path, here, (vocab_size, args.batch_size), args.rounds, args.nanogpt, deadline)
-    runs = [json.loads(found.read_text()) for found in sorted((args.to / "speed").glob("*.json"))]
-    (args.to / "speed.md").write_text(page(runs))
+    runs = [read(found) for found in sorted((args.to / "speed").glob("*.json"))]
+    write_atomically(args.to / "speed.md", page(runs).encode())
     print((args.to / "speed.md").read_text())
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from gpt2 import parallel
-from gpt2.files import check_writable
+from gpt2.errors import UserError
+from gpt2.files import check_writable, write_atomically
 
 RESULTS = Path(__file__).parent.parent / "results"
 # hold a CPU back to AVX2, for torch's own kernels and its two libraries
@@ -87,9 +88,22 @@ def path_of(found, topic, to=RESULTS):
     return path
 
 
+def read(path):
+    """What `write` wrote to the path, {} where there is nothing. UserError where it is something else."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}): remove it") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds no measurement: remove it")
+    return found
+
+
 def write(path, numbers):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(numbers, indent=1) + "\n")
+    write_atomically(path, (json.dumps(numbers, indent=1) + "\n").encode())
 
 
 def peak_memory(device):

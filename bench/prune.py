@@ -11,7 +11,6 @@ many sequences a step has, and its share of the recipe's 524,288 tokens is worke
 Writes results/prune/MACHINE.json and prints the table.
 """
 
-import json
 import statistics
 import time
 
@@ -19,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from bench import machine
-from bench.machine import RESULTS, alone, facts, heading, path_of, write
+from bench.machine import RESULTS, alone, facts, heading, path_of, read, write
 from gpt2 import parallel
 from gpt2.config import Config
 from gpt2.errors import Parser, UserError, one_line_errors, positive
@@ -133,10 +132,10 @@ def main():
         raise UserError(f"--tokens {tokens}: the context of {args.model} is {sizes['block_size']} tokens")
     here = facts(world.device)
     path = path_of(here, "prune", args.to)
+    before = read(path)
     rows = measure_together(sizes, sequences, tokens, steps, list(SIDES), world)
     memory = {name: alone(peak_memory, sizes, sequences, tokens, name) for name in SIDES}
     numbers = {"tokens": sequences * tokens, "steps": rows, "memory": memory} | here
-    before = json.loads(path.read_text()) if path.exists() else {}
     write(path, before | {args.model: numbers})
     print(f"{heading(here)}\nmedians of {steps} steps, in turn, after {WARMUP} that do not count\n")
     print(table(args.model, numbers))

@@ -10,7 +10,6 @@ same over ranks (`ranks`, on a CPU).
 """
 
 import gc
-import json
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import prune
 from tqdm import tqdm
 
-from bench.machine import RESULTS, alone, facts, heading, path_of, peak_memory, write
+from bench.machine import RESULTS, alone, facts, heading, path_of, peak_memory, read, write
 from gpt2.errors import Parser, one_line_errors, positive
 from gpt2.parallel import device_of
 from pruning import Pruner
@@ -186,9 +185,9 @@ def main():
     args = parser.parse_args()
     layers, width, device, rounds = args.layers, args.width, args.device, args.rounds
     here = facts(device_of(device, 0, 1))
-    path, numbers = path_of(here, "select", args.to), {}
-    if path.exists() and (before := json.loads(path.read_text())).get("commit") == here["commit"]:
-        numbers = before
+    path = path_of(here, "select", args.to)
+    before = read(path)
+    numbers = before if before.get("commit") == here["commit"] else {}
     print(heading(here) + f"; medians of {rounds} rounds, in turn, spread (slowest - fastest) / median")
     if device == "cuda":  # kernels are loaded on first use
         for way in WAYS:

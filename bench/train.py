@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.loops import SIZE, device, nanogpt, ours, require_checkout
-from bench.machine import RESULTS, facts, heading, path_of, write
+from bench.machine import RESULTS, facts, heading, path_of, read, write
 from bench.turns import in_turn, ratio
 from gpt2.errors import Parser, UserError, one_line_errors, positive
 
@@ -132,7 +132,7 @@ def main():
     here, checkout = facts(device()), os.environ.get("NANOGPT")
     require_checkout(checkout)
     path = path_of(here, "train", args.to)
-    found = json.loads(path.read_text()) if path.exists() else {}
+    found = read(path)
     print(heading(here))
     if args.shakespeare:
         found["shakespeare"] = here | {"load": os.getloadavg()[0], "runs": compare_runs(args.shakespeare, checkout)}

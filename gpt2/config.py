@@ -380,9 +380,12 @@ def idle_pruning(from_files, typed):
 
 
 def nameless(config):
-    """A line for each place without a name, as where a shell's variable is not set."""
-    names = [name for name in ("out_dir", "data_dir", "init_from") if not getattr(config, name)]
-    return [f"{name}='': expected a name, as in --{name}={FIELDS[name].default}" for name in names]
+    """A line for each place without a name, as where a shell's variable is not set, or with one that none can have."""
+    places = {name: getattr(config, name) for name in ("out_dir", "data_dir", "init_from")}
+    wrong = {name: place for name, place in places.items() if not place or "\0" in place}
+    return [
+        f"{name}={place!r}: expected a name, as in --{name}={FIELDS[name].default}" for name, place in wrong.items()
+    ]
 
 
 def out_of_range(config, names):

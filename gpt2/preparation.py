@@ -102,6 +102,7 @@ class Preparation:
             remove_unfinished(self.out_dir)  # it takes room
             raise
         except UserError:
+            remove_unfinished(self.out_dir)
             if not self.state["shards"]:
                 (self.out_dir / PROGRESS).unlink(missing_ok=True)  # nothing to continue: other arguments are as good
             raise

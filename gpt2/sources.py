@@ -5,6 +5,7 @@ one of them carried. Files is one; gpt2/hub.py has the other.
 """
 
 import codecs
+import hashlib
 import os
 import re
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from gpt2.tokenizer import clean
 PIECE = 2**18  # bytes, or a little more, after which a long document is cut
 UNBROKEN = 2**23  # bytes without a boundary after which it is cut anywhere
 BLOCK = 2**20  # bytes read at a time
+SAMPLES, SAMPLE = 33, 2**16  # stretches of a file, and their bytes, by which a changed file is known
 LONGEST = 2**31  # bytes of a line, or of a document between separators: what is longer is no text
 # Where GPT-2's pattern always ends a token, whatever comes before and after: between a character that is no white space
 # and a space or line break. Of the characters beyond ASCII those whose first bytes white space shares (U+0080 to 00BF,
@@ -147,6 +149,16 @@ def utf8(text):
         return clean(text).encode()
 
 
+def sampled(path, size):
+    """A hash of SAMPLES stretches of a file of `size` bytes, from its first to its last: what is read again at once."""
+    digest = hashlib.sha256()
+    with readable(path), open(path, "rb") as file:
+        for number in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE) * number // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE))
+    return digest.hexdigest()[:16]
+
+
 class Files:
     """Documents of files: rows of .parquet, lines of .jsonl, whole .txt or what is between its separator lines."""
 
@@ -159,7 +171,7 @@ class Files:
             if format_of(path)[0] == "text":
                 self.columns.check(path, [self.columns.text])  # there are no others to filter by
         self.sizes = [os.path.getsize(path) for path in self.paths]
-        self.identity = {"input": [list(pair) for pair in zip(self.paths, self.sizes)]}
+        self.identity = {"input": [[path, size, sampled(path, size)] for path, size in zip(self.paths, self.sizes)]}
 
     def open(self):
         """Nothing: each file is opened when its turn comes."""

@@ -64,7 +64,7 @@ def missing(runs, folder, digits):
             result[name] = options
             continue
         found = read_run(path)
-        expected = config_of(options) | {"data": digits.source}
+        expected = config_of(options, len(digits.train_labels)) | {"data": digits.source}
         for key, value in expected.items():
             there = found["data"] if key == "data" else found["config"].get(key)
             if there != value:

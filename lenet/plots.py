@@ -102,9 +102,10 @@ def load(paths):
         )
         groups.setdefault(key, []).append(run)
     for (optimizer, method, sparsity), runs in groups.items():
-        if len({(len(run["epochs"]), run["data"]) for run in runs}) > 1:
+        if differing := differences(runs):
             raise UserError(
-                f"runs of {optimizer} {method} {sparsity} % differ in their epochs or their data: draw them apart"
+                f"runs of {optimizer} {method} {sparsity} % differ in {' and '.join(differing)}, where only their "
+                "seeds should: draw them apart"
             )
     order = lambda key: (
         OPTIMIZERS.index(key[0]),
@@ -113,6 +114,13 @@ def load(paths):
         key[2],
     )
     return [Group(*key, groups[key]) for key in sorted(groups, key=order)]
+
+
+def differences(runs):
+    """In what else than their seeds these runs differ; "no seed" where two have the same one."""
+    described = [run["config"] | {"data": run["data"], "epochs": len(run["epochs"])} for run in runs]
+    names = [name for name in described[0] if len({str(one.get(name)) for one in described}) > 1]
+    return [name for name in names if name != "seed"] or ["no seed"] * (len(runs) > 1 and "seed" not in names)
 
 
 def styles(groups):
@@ -255,8 +263,9 @@ def compare_optimizers(groups, name, path):
         }
     )
     panels = {method: shown for method, shown in panels.items() if shown}
-    figure, axes = plt.subplots(1, len(panels) + 1, figsize=(13, 4.2 + 0.1 * len(groups)), layout="constrained")
-    handles = {}
+    size = (13, 4.2 + 0.1 * len(groups))
+    figure, axes = plt.subplots(1, len(panels) + 1, figsize=size, layout="constrained", squeeze=False)
+    axes, handles = axes[0], {}
     for axis, (method, shown) in zip(axes, panels.items()):
         curves(
             axis,

@@ -64,8 +64,8 @@ def parse(arguments=None):
     parser.add_argument(
         "--pruning-warmup",
         type=int,
-        default=100,
-        help="steps before pruning starts; the linear ramp ends at 80 %% of the training",
+        help="steps before pruning starts; the linear ramp ends at 80 %% of the training (default: 100, or a fifth of "
+        "these where that is less)",
     )
     parser.add_argument(
         "--spam-enable-clip", action="store_true", help="clip each element of the gradient at sqrt(theta * exp_avg_sq)"
@@ -105,7 +105,7 @@ def check(options):
         ("spam_warmup_steps", 0),
         ("seed", 0),
     ):
-        if getattr(options, name) < least:
+        if getattr(options, name) is not None and getattr(options, name) < least:
             problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least {least}")
     if options.seed >= 2**63:
         problems.append(f"--seed {options.seed}: expected below 2**63")
@@ -143,10 +143,23 @@ def criterion_of(options):
     )
 
 
-def config_of(options):
-    """What a run's metrics depend on, as a dict: the options that are not names of files."""
-    config = {name: value for name, value in vars(options).items() if name not in ("data_dir", "json_output")}
-    return config | {"criterion": criterion_of(options)}
+def config_of(options, digits):
+    """What a run's metrics depend on, as a dict: the options that are not names of files, for so many digits."""
+    left_out = ("data_dir", "json_output", "pruning_warmup")
+    config = {name: value for name, value in vars(options).items() if name not in left_out}
+    warmup = warmup_of(options, math.ceil(digits / options.batch_size))
+    return config | {"criterion": criterion_of(options), "pruning_warmup": warmup}
+
+
+def warmup_of(options, steps_per_epoch):
+    """Steps before pruning starts."""
+    default = min(100, ramp_end(options, steps_per_epoch) // 5)
+    return default if options.pruning_warmup is None else options.pruning_warmup
+
+
+def ramp_end(options, steps_per_epoch):
+    """The step at which the target sparsity is reached."""
+    return (int(RAMP * options.epochs) or options.epochs) * steps_per_epoch
 
 
 def is_compiled(options, digits):
@@ -164,8 +177,8 @@ def make_training(options, model, steps_per_epoch):
     max_steps = options.epochs * steps_per_epoch
     criterion = criterion_of(options)
     pruning = dict(
-        begin=options.pruning_warmup + 1,
-        end=int(RAMP * options.epochs) * steps_per_epoch or max_steps,
+        begin=warmup_of(options, steps_per_epoch) + 1,
+        end=ramp_end(options, steps_per_epoch),
         interval=UPDATE_INTERVAL,
         schedule="linear",
         allocation="layer_adaptive" if criterion == "bitter4" else "global",
@@ -206,6 +219,8 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
     model = LeNet5().to(options.device)
     count = len(digits.train_labels)
     steps_per_epoch = math.ceil(count / options.batch_size)
+    if options.epochs * steps_per_epoch < 2:
+        raise UserError(f"--batch-size {options.batch_size}: {count} digits are one step in all: expected more steps")
     training = make_training(options, model, steps_per_epoch)
     compiled = is_compiled(options, count)
     forward = torch.compile(model, dynamic=False) if compiled else model
@@ -260,7 +275,7 @@ def summary(options, digits, model, training, epochs, memory):
     nonzero = sum(int(p.count_nonzero()) for p in model.parameters())
     layers = {name: module.weight for name, module in model.named_modules() if name.startswith(("conv", "fc"))}
     return dict(
-        config=config_of(options),
+        config=config_of(options, len(digits.train_labels)),
         data=digits.source,
         train_digits=len(digits.train_labels),
         test_digits=len(digits.test_labels),

@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -57,6 +58,8 @@ def parse(arguments):
     args = parser.parse_args(arguments)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: expected at least 1")
+    if args.minutes is not None and not args.minutes >= 0:
+        raise UserError(f"--minutes {args.minutes:g}: expected at least 0")
     try:
         args.arms = re.compile(args.arms)
     except re.error as error:
@@ -85,9 +88,9 @@ def run_one(plan, arm, seed, args):
         change = plan.arms[arm].get("change")
         facts = facts_before(config)
         start = time.perf_counter()
-        if finished_step(config) < config.max_iters:
+        if not is_finished(config):
             train_gpt2.train(config, change and (lambda *run: ARMS[change[0]](*run, config, **change[1])))
-        if finished_step(config) < config.max_iters:
+        if not is_finished(config):
             return  # stopped on request: the next call goes on
         result = {
             "plan": plan.name,
@@ -115,9 +118,9 @@ def data_dir(plan, args):
     return Path(args.work) / "data" / plan.text.name if plan.text.files else data.find(plan.text)[0].parent
 
 
-def finished_step(config):
+def is_finished(config):
     found = checkpoint.newest(config.out_dir)
-    return found[1]["step"] if found else 0
+    return bool(found) and checkpoint.is_finished(found[1], config)
 
 
 def facts_before(config):
@@ -147,7 +150,10 @@ def initial_model(config):
 
 def facts_after(config):
     """The curve, the final loss and the sparsity, from what the run left."""
-    lines = read_metrics(Path(config.out_dir) / "metrics.jsonl")
+    steps = {}
+    for line in read_metrics(Path(config.out_dir) / "metrics.jsonl"):
+        steps.setdefault(line["step"], {}).update(line)  # an evaluation that was broken off has a line of its own
+    lines = list(steps.values())
     curve = [{key: line[key] for key in CURVE if key in line} for line in lines if "val_loss" in line]
     ends = [0, *(line["step"] for line in lines)]
     model = initial_model(train_gpt2.open_data(config, None)[0])
@@ -204,9 +210,15 @@ def read_results(plan, results):
 
 def read_result(path):
     try:
-        return json.loads(path.read_text())
+        result = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    try:
+        if math.isfinite(result["val_loss"]) and result["val_loss"] == result["curve"][-1]["val_loss"]:
+            return result
+        raise ValueError("val_loss is not that of the curve's end")
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise UserError(f"{path}: is no result of a run ({type(error).__name__}: {error}): remove it") from None
 
 
 # ---- all of them ----

@@ -672,3 +672,19 @@ def test_a_damaged_progress_json_is_named(damage, main, tmp_path, monkeypatch):
     assert code == 2 and len(errors) == 1 and "progress.json: is damaged" in errors[0]
     path.write_text(text)
     assert main(*command)[0] == 0
+
+
+def test_a_file_that_changed_but_in_size_is_another(tmp_path):
+    path, out = tmp_path / "a.jsonl", tmp_path / "out"
+    write_jsonl(path, TEXTS)
+    prepare("--input", path, "--out_dir", out, "--tokenizer", "byte")
+    before = files_in(out)
+    os.utime(path, (0, 0))
+    assert "is finished" in prepare("--input", path, "--out_dir", out, "--tokenizer", "byte").stdout
+    path.write_text(path.read_text().replace("brown", "BROWN"))
+    lines = refused(prepare("--input", path, "--out_dir", out, "--tokenizer", "byte", check=False))
+    assert len(lines) == 1 and "was begun with other --input files" in lines[0] and files_in(out) == before
+    meta = json.loads((out / "meta.json").read_text())  # as an older version wrote it, which knew but the size
+    meta["source"]["input"] = [file[:2] for file in meta["source"]["input"]]
+    (out / "meta.json").write_text(json.dumps(meta))
+    assert "is finished" in prepare("--input", path, "--out_dir", out, "--tokenizer", "byte").stdout

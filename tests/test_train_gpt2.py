@@ -297,6 +297,8 @@ def test_a_place_without_a_name_is_one_line(name):
     with pytest.raises(UserError) as error:
         load_config([f"--{name}="], {}, initial.sizes)
     assert str(error.value).startswith(f"{name}='': expected a name") and "\n" not in str(error.value)
+    with pytest.raises(UserError, match=rf"^{name}='a.x00b': expected a name"):
+        load_config([f"--{name}=a\0b"], {}, initial.sizes)
 
 
 def test_the_largest_seed_is_one():

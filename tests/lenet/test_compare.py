@@ -83,6 +83,18 @@ def test_runs_figures_and_continuation(tmp_path):
     run("-m lenet.plot_training", tmp_path / "out" / "runs" / "sgd_movement_90_seed0.json", "--out", tmp_path / "t.png")
     assert (tmp_path / "c.png").stat().st_size > 10_000 and (tmp_path / "t.png").stat().st_size > 10_000
 
+    alone, others = tmp_path / "alone" / "runs", ("sgd_movement_90_seed0.json", "sgd_movement_90_seed1.json")
+    alone.mkdir(parents=True)
+    (alone / "one.json").write_bytes(everything["adamwprune_bitter7_90_seed0.json"])
+    assert "table.md" in run("-m lenet.plots", alone.parent).stdout  # of no method that has a panel of its own
+    other = json.loads(everything[others[1]])
+    for change in ({"lr": 0.1}, {"target_sparsity": 0.904}, {"seed": 0}):
+        differing = "no seed" if "seed" in change else next(iter(change))
+        (tmp_path / "changed.json").write_text(json.dumps(other | {"config": other["config"] | change}))
+        given = (tmp_path / "out" / "runs" / others[0], tmp_path / "changed.json")
+        lines = refused(run("-m lenet.plot_comparison", *given, "--out", tmp_path / "d.png", check=False))
+        assert len(lines) == 1 and f"sgd movement 90 % differ in {differing}" in lines[0]
+
 
 def test_the_committed_table_is_what_the_committed_runs_give():
     folder = ROOT / "results" / "lenet"

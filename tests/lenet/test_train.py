@@ -118,6 +118,12 @@ def memory_of(tensor):
         return None
 
 
+@pytest.mark.parametrize("steps_per_epoch, begin", [(118, 101), (8, 13), (1, 2)])
+def test_pruning_begins_within_the_ramp_however_few_the_digits(steps_per_epoch, begin):
+    training = make_training(parse(["--pruning-method", "magnitude"]), LeNet5(), steps_per_epoch)
+    assert training.pruner.begin == begin <= training.pruner.end
+
+
 @pytest.mark.parametrize("optimizer, method", [*((optimizer, "none") for optimizer in OPTIMIZERS), *METHODS])
 def test_the_memory_account_is_what_is_allocated(optimizer, method, digits):
     from pruning.memory import measure

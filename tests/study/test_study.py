@@ -4,6 +4,8 @@ import copy
 import csv
 import hashlib
 import json
+import math
+import os
 import random
 import re
 import shutil
@@ -111,6 +113,38 @@ def test_killed_and_started_again_it_ends_the_same(results, folder, plan, monkey
     again = read_results(plan, args.results)["magnitude-seed1.json"]
     assert again["val_loss"] == results["magnitude-seed1.json"]["val_loss"]
     assert [point["step"] for point in again["curve"]] == [8, 16, 24]
+
+
+@pytest.mark.parametrize("step", [8, 24])
+def test_stopped_in_an_evaluation_and_started_again_it_ends_the_same(step, results, folder, plan, monkeypatch):
+    monkeypatch.chdir(folder)
+    args, evaluate, left = arguments(folder, f"stopped-{step}"), train_gpt2.evaluate, [step // 8]
+
+    def stopped(*given):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*given)
+
+    monkeypatch.setattr(train_gpt2, "evaluate", stopped)
+    run_one(plan, "magnitude", 1, args)
+    assert not read_results(plan, args.results)
+    run_one(plan, "magnitude", 1, args)
+    again, before = read_results(plan, args.results)["magnitude-seed1.json"], results["magnitude-seed1.json"]
+    assert [(point["step"], point["val_loss"], point["tokens"]) for point in again["curve"]] == [
+        (point["step"], point["val_loss"], point["tokens"]) for point in before["curve"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed", [[], {"curve": None}, {"curve": []}, {"val_loss": "x"}, {"val_loss": math.nan}, {"val_loss": 0.5}]
+)
+def test_a_damaged_result_is_one_line_that_names_it(changed, results, plan, tmp_path):
+    result = results["magnitude-seed1.json"]
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "magnitude-seed1.json").write_text(json.dumps(changed and result | changed))
+    with pytest.raises(UserError, match="magnitude-seed1.json: is no result of a run"):
+        read_results(plan, tmp_path)
 
 
 def test_a_processor_with_avx512_makes_its_runs_with_avx2(folder, plan, monkeypatch):
@@ -272,6 +306,7 @@ def test_wrong_plans_are_named(folder):
         (["--seeds", "one"], "--seeds: invalid whole_numbers value"),
         (["--arms", "("], r"--arms \(: is no regular expression"),
         (["--jobs", "0"], "--jobs 0: expected at least 1"),
+        (["--minutes", "nan"], "--minutes nan: expected at least 0"),
         (["--arms", "nothing"], "no run has these --seeds and --arms"),
         (["--results", "toy.py"], "toy.py/toy/dense-seed0.json: cannot be written"),
     ],
