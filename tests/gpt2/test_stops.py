@@ -71,6 +71,15 @@ def test_a_signal_costs_the_step_under_way(fault, step, zygote, undisturbed, dat
     assert "is finished" in again.output and metrics_of(tmp_path / "run") == lines
 
 
+def test_a_stop_after_an_evaluation_measures_nothing_twice(zygote, undisturbed, data_dir, tmp_path):
+    """In the first micro-step after step 10, which was evaluated, in three batches, and not saved."""
+    assert stopped_and_continued(zygote, data_dir, tmp_path / "run", "in_micro_step:44:SIGTERM") == 10
+    lines = metrics_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert [line["step"] for line in lines if "val_loss" in line] == [10, 20, 30]
+    assert files_of(tmp_path / "run", 30) == undisturbed[1]
+
+
 @pytest.mark.parametrize(
     "fault",
     ["in_micro_step:1:SIGTERM:0", "in_micro_step:40:SIGTERM:1", "in_update:9:SIGINT:1", "after_rename:1:SIGUSR1:0"],
