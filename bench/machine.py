@@ -13,7 +13,7 @@ import torch
 
 from gpt2 import parallel
 from gpt2.errors import UserError
-from gpt2.files import check_writable, write_atomically
+from gpt2.files import check_writable, read_json, write_atomically
 
 RESULTS = Path(__file__).parent.parent / "results"
 # hold a CPU back to AVX2, for torch's own kernels and its two libraries
@@ -91,7 +91,7 @@ def path_of(found, topic, to=RESULTS):
 def read(path):
     """What `write` wrote to the path, {} where there is nothing. UserError where it is something else."""
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except FileNotFoundError:
         return {}
     except ValueError as error:

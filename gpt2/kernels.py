@@ -65,8 +65,8 @@ def layer_norm(x, weight, bias, epsilon):
     round it anyway; that saves a pass in each direction. In float32 torch's own takes no longer.
     """
     low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    plain = all(p is None or p.shape == x.shape[-1:] and p.dtype == torch.float32 for p in (weight, bias))
-    if low and plain and x.dtype == torch.float32 and usable(x):
+    fits = lambda p: p is None or p.dtype == torch.float32 and p.shape == x.shape[-1:]
+    if low and x.dtype == torch.float32 and fits(weight) and fits(bias) and usable(x):
         return LayerNorm.apply(x, weight, bias, epsilon, torch.bfloat16)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 

@@ -98,12 +98,9 @@ class Preparation:
                 self.write_shards(workers)
             self.part_validation()
             self.finish()
-        except OSError:
+        except (OSError, UserError) as error:
             remove_unfinished(self.out_dir)  # it takes room
-            raise
-        except UserError:
-            remove_unfinished(self.out_dir)
-            if not self.state["shards"]:
+            if isinstance(error, UserError) and not self.state["shards"]:
                 (self.out_dir / PROGRESS).unlink(missing_ok=True)  # nothing to continue: other arguments are as good
             raise
 

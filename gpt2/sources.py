@@ -153,8 +153,8 @@ def sampled(path, size):
     """A hash of SAMPLES stretches of a file of `size` bytes, from its first to its last: what is read again at once."""
     digest = hashlib.sha256()
     with readable(path), open(path, "rb") as file:
-        for number in range(SAMPLES):
-            file.seek(max(0, size - SAMPLE) * number // (SAMPLES - 1))
+        for start in sorted({max(0, size - SAMPLE) * number // (SAMPLES - 1) for number in range(SAMPLES)}):
+            file.seek(start)
             digest.update(file.read(SAMPLE))
     return digest.hexdigest()[:16]
 

@@ -117,10 +117,12 @@ def load(paths):
 
 
 def differences(runs):
-    """In what else than their seeds these runs differ; "no seed" where two have the same one."""
+    """In what these runs differ beside their seeds; "no seed" where two have the same one."""
     described = [run["config"] | {"data": run["data"], "epochs": len(run["epochs"])} for run in runs]
-    names = [name for name in described[0] if len({str(one.get(name)) for one in described}) > 1]
-    return [name for name in names if name != "seed"] or ["no seed"] * (len(runs) > 1 and "seed" not in names)
+    names = dict.fromkeys(name for one in described for name in one if name != "seed")
+    differing = [name for name in names if len({str(one.get(name)) for one in described}) > 1]
+    seeds = {one.get("seed") for one in described}
+    return differing or ["no seed"] * (len(seeds) < len(runs))
 
 
 def styles(groups):

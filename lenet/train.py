@@ -105,8 +105,9 @@ def check(options):
         ("spam_warmup_steps", 0),
         ("seed", 0),
     ):
-        if getattr(options, name) is not None and getattr(options, name) < least:
-            problems.append(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least {least}")
+        value = getattr(options, name)
+        if value is not None and value < least:
+            problems.append(f"--{name.replace('_', '-')} {value}: expected at least {least}")
     if options.seed >= 2**63:
         problems.append(f"--seed {options.seed}: expected below 2**63")
     for name in ("lr", "spam_theta"):
@@ -147,8 +148,13 @@ def config_of(options, digits):
     """What a run's metrics depend on, as a dict: the options that are not names of files, for so many digits."""
     left_out = ("data_dir", "json_output", "pruning_warmup")
     config = {name: value for name, value in vars(options).items() if name not in left_out}
-    warmup = warmup_of(options, math.ceil(digits / options.batch_size))
+    warmup = warmup_of(options, epoch_steps(options, digits))
     return config | {"criterion": criterion_of(options), "pruning_warmup": warmup}
+
+
+def epoch_steps(options, digits):
+    """Steps that an epoch of so many digits takes."""
+    return math.ceil(digits / options.batch_size)
 
 
 def warmup_of(options, steps_per_epoch):
@@ -164,7 +170,7 @@ def ramp_end(options, steps_per_epoch):
 
 def is_compiled(options, digits):
     """Whether the network is compiled: as --compile says, else where that pays."""
-    steps = options.epochs * math.ceil(digits / options.batch_size)
+    steps = options.epochs * epoch_steps(options, digits)
     return (
         has_compiler(torch.device(options.device)) and steps >= COMPILED_STEPS
         if options.compile is None
@@ -218,7 +224,7 @@ def train(options, digits, after_step=lambda: None, after_epoch=lambda epoch: No
     torch.manual_seed(options.seed)
     model = LeNet5().to(options.device)
     count = len(digits.train_labels)
-    steps_per_epoch = math.ceil(count / options.batch_size)
+    steps_per_epoch = epoch_steps(options, count)
     if options.epochs * steps_per_epoch < 2:
         raise UserError(f"--batch-size {options.batch_size}: {count} digits are one step in all: expected more steps")
     training = make_training(options, model, steps_per_epoch)
@@ -314,7 +320,7 @@ def main(arguments=None):
                 "the first step compiles the network, for a third of a minute if that was not done before on "
                 "this machine"
             )
-        steps = options.epochs * math.ceil(len(digits.train_labels) / options.batch_size)
+        steps = options.epochs * epoch_steps(options, len(digits.train_labels))
         with progress(steps, "step") as bar:
             _, metrics = train(options, digits, bar.update, lambda epoch: bar.write(LINE.format(**epoch)))
         write_json(options.json_output, metrics)

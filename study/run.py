@@ -32,7 +32,7 @@ from gpt2 import checkpoint, parallel
 from gpt2.config import nearest
 from gpt2.data import TrainingBatches, evaluation_batches
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import check_writable, write_json
+from gpt2.files import check_writable, read_json, write_json
 from gpt2.metrics import read_metrics
 from gpt2.placement import place
 from gpt2.progress import progress
@@ -210,9 +210,9 @@ def read_results(plan, results):
 
 def read_result(path):
     try:
-        result = json.loads(path.read_text())
+        result = read_json(path)
     except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     try:
         if math.isfinite(result["val_loss"]) and result["val_loss"] == result["curve"][-1]["val_loss"]:
             return result
