@@ -91,7 +91,7 @@ class NormReluPool(torch.autograd.Function):
         variance = (y * y).sum((0, 1, 3, 4)) / count
         rstd = (variance + eps).rsqrt()
         top = torch.maximum(torch.maximum(y[:, 0], y[:, 1]), torch.maximum(y[:, 2], y[:, 3]))
-        out = (top * per_channel(scale * rstd)).add_(per_channel(bias)).relu_()
+        out = (top * per_channel(scale * rstd)).add_(per_channel(bias)).relu()  # torch 2.11 compiles relu_ wrong
         ctx.save_for_backward(y, top, out, scale, rstd)
         ctx.count = count
         ctx.mark_non_differentiable(variance)
