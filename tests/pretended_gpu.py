@@ -100,6 +100,11 @@ class Event:
         Gpu.here.wait("Event.synchronize")
 
 
+class Stream:
+    def is_capturing(self):
+        return False
+
+
 class Gpu:
     here = None
 
@@ -199,6 +204,7 @@ class Gpu:
             "torch.cuda.is_bf16_supported": lambda including_emulation=True: True,
             "torch.cuda.get_device_name": lambda *_: "NVIDIA H100 80GB HBM3",
             "torch.cuda.is_current_stream_capturing": lambda: False,
+            "torch.accelerator.current_stream": Stream,
             "torch.cuda.synchronize": lambda *_: self.wait("synchronize"),
             "torch.cuda.Event": Event,
             "torch.Tensor.pin_memory": pin,
