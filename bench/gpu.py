@@ -61,6 +61,9 @@ def watched_context(context, least):
 
 
 def train(options):
+    out_dir = next((option.partition("=")[2] for option in options if option.startswith("--out_dir=")), None)
+    if out_dir is None:
+        raise UserError("train needs --out_dir=FOLDER")
     with contextlib.ExitStack() as stack:
         if torch.cuda.is_available():
             put = lambda owner, name, new: stack.enter_context(mock.patch.object(owner, name, new))
@@ -72,7 +75,6 @@ def train(options):
         else:
             print("no GPU here: whether the host waits for it is not looked at", file=sys.stderr)
         train_gpt2.main(options)
-    out_dir = next(option.partition("=")[2] for option in options if option.startswith("--out_dir="))
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     write(Path(out_dir) / "peak.json", {"peak_memory_bytes": peak})
 
@@ -88,10 +90,10 @@ def numbers(folder, runs, to):
 
 
 def cut(folder, runs, to):
-    first, *later = checkpoints(folder / runs[0] / "checkpoints")
-    if not later:
-        sys.exit(f"{runs[0]}: expected two checkpoints, found {first.name} alone")
-    for path in later:
+    found = checkpoints(folder / runs[0] / "checkpoints")
+    if len(found) < 2:
+        raise UserError(f"{folder / runs[0]}: expected two checkpoints, found {len(found)}")
+    for path in found[1:]:
         shutil.rmtree(path)
 
 
@@ -111,9 +113,10 @@ def same(folder, runs, to):
 
 def check(args):
     """UserError where a run is not there, or something is not given."""
-    for name in args.runs:
-        if not (args.folder / name).is_dir():
-            raise UserError(f"{args.folder / name}: no such run")
+    files = {"numbers": ("metrics.jsonl", "peak.json"), "cut": ("checkpoints",), "same": ("checkpoints",)}[args.what]
+    for path in (args.folder / name / file for name in args.runs for file in files):
+        if not path.exists():
+            raise UserError(f"{path}: no such file; python -m bench.gpu train leaves it")
     if args.what == "same" and len(args.runs) != 2:
         raise UserError(f"same {' '.join(args.runs)}: expected two runs")
     if args.what != "cut" and not args.to:
@@ -124,7 +127,7 @@ def main():
     if sys.argv[1:2] == ["train"]:
         return train(sys.argv[2:])
     parser = Parser(prog="python -m bench.gpu", description=__doc__)
-    parser.add_argument("what", choices=("train", "numbers", "cut", "same"), help="as above")
+    parser.add_argument("what", choices=("numbers", "cut", "same"), help="as above, or train")
     parser.add_argument("folder", type=Path, help="where the runs lie")
     parser.add_argument("runs", nargs="+", help="their names")
     parser.add_argument("--to", type=Path, help="folder of the results")

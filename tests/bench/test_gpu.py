@@ -6,7 +6,9 @@ import subprocess
 
 import pytest
 
+from bench import gpu
 from gpt2.config import load_config
+from gpt2.errors import UserError
 from pruning.criteria import CRITERIA
 
 
@@ -49,3 +51,11 @@ def test_the_plan_is_whole_and_its_options_exist(options, monkeypatch):
             patch.setattr("sys.argv", [module, *words])
             importlib.import_module(module).main()
         asked[0].parse_args(words)
+
+
+@pytest.mark.parametrize("words", ["train", "numbers {} a --to {}", "cut {} a", "same {} a a --to {}", "cut {} b"])
+def test_what_a_run_has_not_left_is_one_line(words, tmp_path, monkeypatch):
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    monkeypatch.setattr("sys.argv", ["bench.gpu", *words.replace("{}", str(tmp_path)).split()])
+    with pytest.raises(UserError):
+        gpu.main()
