@@ -1,7 +1,7 @@
 """Allocations: how many weights each layer gives up. `global` leaves that to the scores; the others fix it beforehand.
 
-An allocation takes the layers' shapes and the overall sparsity and returns a relative sparsity for each layer, which
-`exact_counts` turns into whole weights that add up to the total.
+An allocation takes the layers' shapes and the overall sparsity and returns the share of each layer that is to be zero,
+which `exact_counts` turns into whole weights that add up to the total.
 """
 
 import math
@@ -53,8 +53,9 @@ def exact_counts(shares, sizes, total, at_least):
     """Whole numbers close to share · size that add up to `total`, none below `at_least` (weights already pruned) or
     above size.
 
-    shares: sparsity of each layer; sizes, at_least: weights of each. Rounds down and hands out what is missing by the
-    largest remainders; what `at_least` adds too much is taken where most lies above it.
+    shares: sparsity of each layer; sizes, at_least: weights of each. Rounds down and hands out what is missing one by
+    one, the largest remainder first; what `at_least` adds too much is taken so, where most lies above it. Where that
+    is many times round all layers, these rounds are taken at once.
     """
     exact = [share * size for share, size in zip(shares, sizes)]
     counts = [min(size, max(low, math.floor(e))) for e, size, low in zip(exact, sizes, at_least)]
@@ -62,12 +63,14 @@ def exact_counts(shares, sizes, total, at_least):
     order = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
     while missing > 0:
         room = [i for i in order if counts[i] < sizes[i]]
+        rounds = min(max(1, missing // len(room)), min(sizes[i] - counts[i] for i in room))
         for i in room[:missing]:
-            counts[i] += 1
-        missing -= len(room[:missing])
+            counts[i] += rounds
+        missing -= rounds * len(room[:missing])
     while missing < 0:
         room = [i for i in reversed(order) if counts[i] > at_least[i]]
+        rounds = min(max(1, -missing // len(room)), min(counts[i] - at_least[i] for i in room))
         for i in room[:-missing]:
-            counts[i] -= 1
-        missing += len(room[:-missing])
+            counts[i] -= rounds
+        missing += rounds * len(room[:-missing])
     return counts

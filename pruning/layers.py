@@ -45,9 +45,6 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     these are under 90 % of the model's matrix weights. ValueError for what `prunable` asks for and cannot have, and for
     a model without a prunable weight.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model: expected a torch.nn.Module, not {type(model).__name__}")
-    check_wrappers(model)
     chosen = asked_for(model, prunable) if prunable else by_default(model)
     layers, first, sideways = [], 0, input_first(model)
     for name, parameter in model.named_parameters():
@@ -70,8 +67,11 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     return layers
 
 
-def check_wrappers(model: nn.Module) -> None:
-    """ValueError where FSDP's first version holds weights, which are pieces of flat ones there."""
+def check_model(model: nn.Module) -> None:
+    """ValueError where this is no module, and where FSDP's first version holds weights, which are pieces of flat ones
+    there."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a torch.nn.Module, not {type(model).__name__}")
     kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
     if "FullyShardedDataParallel" in kinds:
         raise ValueError(
@@ -117,7 +117,7 @@ def by_default(model: nn.Module) -> set[int]:
 
 def asked_for(model: nn.Module, prunable: Prunable) -> set[int]:
     """The ids of what the user's function chooses; a parameter of several names is asked about under each."""
-    chosen, sparse = set(), {id(m.weight) for m in model.modules() if getattr(m, "sparse", False) is True}
+    chosen, sparse = set(), {id(m.weight) for m in embeddings(model) if m.sparse}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not prunable(clean(name), parameter):
             continue
@@ -138,7 +138,11 @@ def asked_for(model: nn.Module, prunable: Prunable) -> set[int]:
 
 def embedded(model: nn.Module) -> set[int]:
     """The ids of the embeddings' weights, and so of what is tied to one."""
-    return {id(m.weight) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
+    return {id(m.weight) for m in embeddings(model)}
+
+
+def embeddings(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
+    return [m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
 
 
 def input_first(model: nn.Module) -> set[int]:

@@ -11,10 +11,10 @@ from pruning import report
 from pruning.allocation import ALLOCATIONS, exact_counts
 from pruning.choice import Lowest, lowest_of_all, lowest_of_each, places
 from pruning.criteria import CRITERIA
-from pruning.layers import Layer, Prunable, find_layers
+from pruning.layers import Layer, Prunable, check_model, find_layers
 from pruning.memory import bytes_of
 from pruning.pattern import check_pattern, check_zeros, parse_pattern
-from pruning.ranks import find_ranks, full, local
+from pruning.ranks import find_ranks, full, local, sharded_modules
 from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import Scores
 from pruning.settings import check_ranges, lookup
@@ -98,6 +98,9 @@ class Pruner:
         self.target_sparsity = float(target_sparsity)
         self.begin, self.end, self.interval = int(begin), int(end), int(interval)
         self.max_layer_sparsity = max(max_layer_sparsity, self.target_sparsity)
+        check_model(model)
+        self.sharded_modules = sharded_modules(model)
+        self.reshard()
         self.layers = find_layers(model, prunable)
         self.ranks = find_ranks(self.layers, process_group)
         self.pattern = parse_pattern(pattern) if pattern else None
@@ -117,12 +120,13 @@ class Pruner:
         if keep_zeros:
             self.keep_what_is_zero()
 
-    def keep_what_is_zero(self) -> None:
-        """Keep the zeros of every layer that is partly zero. ValueError where target or pattern rule them out."""
-        zeros = self.zeros()
-        partly = [(layer, count) for layer, count in zip(self.layers, zeros) if 0 < count < layer.size]
-        self.masked, self.claimed = [layer for layer, _ in partly], sum(count for _, count in partly)
-        self.zeros_found = bool(partly)
+    def keep_what_is_zero(self, updated: bool = False) -> None:
+        """Keep the zeros of every layer that is partly zero; after an update also of those that are zero altogether.
+        ValueError where target or pattern rule them out."""
+        counted = zip(self.layers, self.zeros())
+        kept = [(layer, zeros) for layer, zeros in counted if zeros and (updated or zeros < layer.size)]
+        self.masked, self.claimed = [layer for layer, _ in kept], sum(zeros for _, zeros in kept)
+        self.zeros_found = bool(kept)
         if self.pattern:
             check_zeros(self.pattern, self.masked, self.ranks)
         if self.target_sparsity and self.claimed > (self.target_sparsity + BY_CHANCE) * self.prunable:
@@ -142,7 +146,7 @@ class Pruner:
             self.zero_states()
         only = None if parameters is None else {id(parameter) for parameter in parameters}
         for layer in self.masked:
-            if layer.parameter.grad is not None and (only is None or id(layer.parameter) in only):
+            if (only is None or id(layer.parameter) in only) and layer.parameter.grad is not None:
                 zero_where_zero(local(layer.parameter.grad), local(layer.parameter))
 
     def step(self, number: int | None = None) -> bool:
@@ -195,6 +199,7 @@ class Pruner:
         if not 0 <= sparsity < 1 or sparsity > most:
             allowed = f"0 <= sparsity <= {most:g}, as the pattern allows" if self.pattern else "0 <= sparsity < 1"
             raise ValueError(f"sparsity={sparsity}: expected {allowed}")
+        self.reshard()
         total, zeros = round(sparsity * self.prunable), self.zeros()
         self.check_none_came_back(sum(zeros))
         if not total:
@@ -205,6 +210,12 @@ class Pruner:
         self.masked, self.claimed = self.layers, max(total, sum(zeros))
         if total <= sum(zeros):
             self.zero_states()
+
+    def reshard(self) -> None:
+        """Let FSDP2's modules give back weights that they gathered, as the root's keeps them after a forward pass
+        without a backward one: the next pass would not see what is pruned now."""
+        for module in self.sharded_modules:
+            module.reshard()
 
     def choose(self, total: int, sparsity: float, zeros: Sequence[int]) -> list[Lowest]:
         """The `total` weights that are zero after this update: those `zeros` of each layer, and the lowest."""
@@ -321,7 +332,7 @@ class Pruner:
             )
         self.check_reachable(wanted, pruned, sum(zeros), state)
         self.scores.load_buffers(state["buffers"])
-        self.counter.taken = self.seen = state["steps"]
+        self.go_on_after(state["steps"])
         names = state.get("masked", [layer.name for layer in self.layers] if pruned else [])
         self.masked = [layer for layer in self.layers if layer.name in names]
         kept = sum(count for layer, count in zip(self.layers, zeros) if layer in self.masked)
@@ -349,9 +360,13 @@ class Pruner:
             raise ValueError(
                 f"the criterion {self.criterion_name} keeps the initial weights, which only state_dict() saves"
             )
+        self.go_on_after(step)
+        updated = self.target_sparsity > 0 and step >= self.begin
+        if self.keep_zeros or updated:
+            self.keep_what_is_zero(updated)
+
+    def go_on_after(self, step: int) -> None:
         self.counter.taken = self.seen = step
-        if self.keep_zeros:
-            self.keep_what_is_zero()
 
     # ---- reports ----
 

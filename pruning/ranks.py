@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 
 from pruning.layers import Layer
 
@@ -83,6 +84,11 @@ def placed(layer: Layer) -> tuple[Any, Any]:
     """(mesh, placements) of a layer that is a DTensor."""
     parameter: Any = layer.parameter
     return parameter.device_mesh, parameter.placements
+
+
+def sharded_modules(model: nn.Module) -> list[Any]:
+    """The modules of `model` that fully_shard made FSDPModules, told without importing what defines them."""
+    return [m for m in model.modules() if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
 
 
 def is_distributed(tensor: torch.Tensor) -> bool:

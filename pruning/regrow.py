@@ -45,8 +45,8 @@ class Regrow(Pruner):
         Call it when all gradients of the step are there."""
         step = self.steps + 1
         if self.due(step) and step != self.updated and self.gradients_are_finite():
-            self.updated = step
             self.prune_to(self.scheduled(step))
+            self.updated = step
             ramp = (step - self.begin) / max(1, self.end - self.begin)
             self.drop_and_grow(self.drop_fraction * (1 + math.cos(math.pi * ramp)) / 2)
         super().mask_gradients(parameters)
@@ -55,6 +55,10 @@ class Regrow(Pruner):
         """Prune what is due where `mask_gradients` did not, before the optimizer's step."""
         if step != self.updated:
             self.prune_to(self.scheduled(step))
+
+    def go_on_after(self, step: int) -> None:
+        super().go_on_after(step)
+        self.updated = 0
 
     def gradients_are_finite(self) -> bool:
         """Whether those of the prunable weights are, on all ranks; waits for the device once."""

@@ -103,14 +103,17 @@ class Scores:
         return list(dict.fromkeys(name for (name, _), count in zip(tensors, found) if count))
 
     def check_not_factored(self) -> None:
-        """ValueError where the optimizer keeps other states than one value a weight instead of what the criterion
-        needs."""
+        """ValueError where the optimizer keeps other states than one value a weight, as what the criterion needs or
+        instead of it."""
         missing = self.missing_states()
-        for i, layer in enumerate(self.layers if missing else []):
+        for i, layer in enumerate(self.layers):
             for name, state in self.state_of(i).items():
-                if torch.is_tensor(state) and state.dim() and state.shape != layer.parameter.shape:
+                if not torch.is_tensor(state) or state.shape == layer.parameter.shape:
+                    continue
+                wanted = name if name in self.states else missing[0] if missing and state.dim() else None
+                if wanted:
                     raise ValueError(
-                        f"{layer.name}: the criterion needs {missing[0]}, but the optimizer keeps {name} of shape "
+                        f"{layer.name}: the criterion needs {wanted}, but the optimizer keeps {name} of shape "
                         f"{tuple(state.shape)} "
                         f"for a weight of {layer.shape}; use a criterion of the weights alone, or an optimizer like "
                         "AdamW"

@@ -23,14 +23,14 @@ FEW = 1 / 32  # share of the keys that may be kept
 
 
 def order_key(scores):
-    """int32 of the same shape and order as the float32 `scores`; -0.0 and 0.0 give the same key. Scores must not be
-    NaN.
+    """int32 of the same shape and order as the float32 `scores`; -0.0 and 0.0 give the same key. Those of NaNs lie
+    beyond the infinities', and none is PRUNED or EXCLUDED, as that of a GPU's NaN, 0x7FFFFFFF, would be.
 
     Floats of one sign are ordered like their bits; flipping the negative ones' turns their order round (Herf 2001,
     "Radix tricks").
     """
     bits = (scores + 0.0).view(torch.int32)
-    return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF))
+    return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).clamp_(PRUNED + 1, EXCLUDED - 1)
 
 
 def score_of(key):

@@ -117,17 +117,18 @@ def check_optimizer(optimizer: torch.optim.Optimizer, layers: Sequence[Layer], s
                 f"{layer.name} is not among the optimizer's parameters: make the Pruner after the model is wrapped "
                 "or sharded, and the optimizer from that model; or leave the layer out with prunable="
             )
-        if divides_by_zero(group, layer.parameter):
+        if divides_by_zero(group, layer.parameter, kinds):
             vanishes = f", which is 0 in {str(layer.parameter.dtype)[6:]}," if group["eps"] else ""
             raise ValueError(
                 f"{layer.name}: with eps={group['eps']}{vanishes} the optimizer divides 0 by 0 at pruned weights: "
-                "expected eps > 0" + (", float32 parameters, or fused=True" if vanishes else "")
+                "expected eps > 0" + (", float32 parameters, or Adam with fused=True" if vanishes else "")
             )
 
 
-def divides_by_zero(group: dict[str, Any], parameter: torch.Tensor) -> bool:
-    """Whether eps, which is added in the parameter's dtype unless the optimizer is fused, vanishes there."""
-    eps, dtype = group.get("eps"), torch.float32 if group.get("fused") else parameter.dtype
+def divides_by_zero(group: dict[str, Any], parameter: torch.Tensor, kinds: set[str]) -> bool:
+    """Whether eps, which is added in the parameter's dtype, by fused Adam in float32, vanishes there."""
+    wide = group.get("fused") and kinds & {"Adam", "AdamW"}
+    eps, dtype = group.get("eps"), torch.float32 if wide else parameter.dtype
     return isinstance(eps, (int, float)) and not torch.tensor(eps, dtype=dtype)
 
 

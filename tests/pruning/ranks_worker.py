@@ -152,6 +152,21 @@ def by_chance(kind):
     return zeros_of(model)
 
 
+def evaluated(kind):
+    """A forward pass without a backward one leaves FSDP2's root with gathered weights: before a Pruner is made, and
+    before it prunes, the next pass sees what was pruned all the same."""
+    model, inputs = spread(nn.Sequential(nn.Linear(9, 13), nn.Linear(13, 5)), kind), torch.ones(3, 9)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with torch.no_grad():
+        model(inputs)
+        pruner = Pruner(model, optimizer)
+        model(inputs)
+        pruner.prune_to(0.9)
+        seen = model(inputs)
+        pruner.reshard()
+        assert torch.equal(seen, model(inputs))
+
+
 class Conv1D(nn.Module):
     """transformers' layer of that name: a weight of [in, out], so that patterns run down the dimension that ranks share
     out."""
@@ -241,6 +256,7 @@ def main(kind, folder, other=None):
     folder = Path(folder)
     for tensor in ("weight", "exp_avg", "exp_avg_sq"):
         check_that_every_rank_names(kind, tensor)
+    evaluated(kind)
     parts = {"selections": selections(kind), "methods": methods(kind), "training": training(kind, folder)}
     if kind == "ddp":
         parts["patterned"] = patterned()

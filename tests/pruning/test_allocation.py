@@ -1,4 +1,5 @@
 import math
+import time
 
 import numpy as np
 import pytest
@@ -51,6 +52,28 @@ def test_counts_add_up_within_their_bounds(layers, data):
     total = data.draw(st.integers(sum(at_least), sum(sizes)))
     counts = exact_counts(shares, sizes, total, at_least)
     assert sum(counts) == total and all(low <= count <= size for low, count, size in zip(at_least, counts, sizes))
+    assert counts == one_by_one(shares, sizes, total, at_least)
+
+
+def one_by_one(shares, sizes, total, at_least):
+    """What exact_counts gives, a weight at a time."""
+    exact = [share * size for share, size in zip(shares, sizes)]
+    counts = [min(size, max(low, int(e))) for e, size, low in zip(exact, sizes, at_least)]
+    order = sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])
+    while sum(counts) != total:
+        more = sum(counts) < total
+        for i in order if more else order[::-1]:
+            if sum(counts) != total and (counts[i] < sizes[i] if more else counts[i] > at_least[i]):
+                counts[i] += 1 if more else -1
+    return counts
+
+
+def test_shares_far_from_the_total_take_no_longer():
+    sizes = [2**21] * 60
+    began = time.perf_counter()
+    assert sum(exact_counts([0.001] * 60, sizes, 60 * 2**20 + 7, [0] * 60)) == 60 * 2**20 + 7
+    assert sum(exact_counts([0.0] * 60, sizes, 60 * 2**20, [2**21] * 20 + [0] * 40)) == 60 * 2**20
+    assert time.perf_counter() - began < 1
 
 
 @pytest.mark.parametrize("name", ["uniform", "layer_adaptive", "erk"])

@@ -52,6 +52,21 @@ def test_the_real_trainer_ends_at_the_exact_sparsity_and_resumes(tmp_path):
     assert (zeros_of(resumed) == zero).all()
 
 
+def test_a_layer_that_was_pruned_away_does_not_come_back_on_resuming(tmp_path):
+    options = dict(target_sparsity=0.97, max_layer_sparsity=1.0, begin=3, end=20, criterion=one_layer_first)
+    whole, model, callback = trainer(tmp_path, **options)
+    whole.train()
+    zeros = callback.pruner.layer_sparsity()
+    assert 1.0 in zeros.values()
+    again, _, resumed = trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
+    assert resumed.pruner.layer_sparsity() == zeros
+
+
+def one_layer_first(weight):
+    return weight.abs() * (weight.shape[0] != weight.shape[1])
+
+
 def sparse_model(share=0.6):
     """A GPT-2 of which `share` was pruned, as from_pretrained gives it."""
     _, model, _ = trainer("unused")

@@ -1,12 +1,13 @@
 """Regrowth and straight-through, and what methods cost."""
 
 import copy
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pruning import Pruner, Regrow, StraightThrough, memory
+from pruning import NotFiniteError, Pruner, Regrow, StraightThrough, memory
 from tests.pruning.helpers import zeros_of
 from tests.pruning.test_pruner import mlp, train
 
@@ -94,6 +95,25 @@ def test_regrow_moves_nothing_by_gradients_that_are_not_finite(value):
         pruner.step(step)
         assert zeros_of(model).sum() == round(0.125 * step * pruner.prunable)
         assert zeros_of(model)[before].all() == (step != 3)  # at the first and the last update nothing has to move
+
+
+def test_regrow_updates_again_after_a_step_back_and_after_a_state_that_was_not_finite():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    pruner = Regrow(model, optimizer, "bitter7", 0.5, begin=3, end=3)
+    train(model, optimizer, pruner, (0, 2))
+    saved = [copy.deepcopy(part.state_dict()) for part in (model, optimizer, pruner)]
+    train(model, optimizer, pruner, (2, 4))
+    for part, state in zip((model, optimizer, pruner), saved):
+        part.load_state_dict(copy.deepcopy(state))
+    assert pruner.sparsity == 0
+    one_gradient(model)
+    optimizer.state[model[0].weight]["exp_avg_sq"][0, 0] = math.nan
+    with pytest.raises(NotFiniteError):
+        pruner.mask_gradients()
+    optimizer.state[model[0].weight]["exp_avg_sq"][0, 0] = 1.0
+    train(model, optimizer, pruner, (2, 4))
+    assert pruner.pruned == round(0.5 * pruner.prunable)
 
 
 def test_regrow_without_gradients_of_pruned_weights_prunes_all_the_same():

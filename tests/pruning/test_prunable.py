@@ -123,6 +123,12 @@ def test_sparse_gradients_cannot_be_masked():
         Pruner(model, torch.optim.SGD(model.parameters()), prunable=lambda name, p: p.dim() > 1)
 
 
+def test_a_module_may_call_what_it_likes_sparse():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.sparse = True
+    assert Pruner(model, torch.optim.SGD(model.parameters()), prunable=lambda name, p: p.dim() > 1).prunable == 16
+
+
 class FullyShardedDataParallel(nn.Module):
     """By its name FSDP's first version, which a process group would be needed for."""
 

@@ -364,6 +364,18 @@ def test_factored_states_are_a_clear_error_for_criteria_that_need_v():
     assert zeros_of(model).mean() == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize("shape", [lambda rows, _: (), lambda rows, _: (rows, 1), lambda _, columns: (2, columns)])
+def test_states_that_are_no_value_a_weight_are_a_clear_error_before_anything_is_pruned(shape):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        optimizer.state[parameter] = dict(exp_avg=torch.zeros_like(parameter), step=torch.tensor(1.0))
+        optimizer.state[parameter]["exp_avg_sq"] = torch.ones(shape(*parameter.shape)) if parameter.dim() == 2 else None
+    with pytest.raises(ValueError, match="0.weight: the criterion needs exp_avg_sq, but the optimizer keeps"):
+        Pruner(model, optimizer, "bitter7")
+    Pruner(model, optimizer, "bitter3")
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -471,6 +483,10 @@ def test_a_model_or_optimizer_that_does_not_fit_is_refused():
         Pruner(model, torch.optim.AdamW(mlp().parameters()))
     with pytest.raises(ValueError, match="eps=0"):
         Pruner(model, torch.optim.AdamW(model.parameters(), eps=0))
+    half = mlp().half()
+    Pruner(half, torch.optim.AdamW(half.parameters(), fused=True))
+    with pytest.raises(ValueError, match="which is 0 in float16"):
+        Pruner(half, torch.optim.Adagrad(half.parameters(), fused=True))
 
 
 def test_plain_global_pruning_is_capped_before_it_empties_a_layer():

@@ -92,12 +92,14 @@ def test_a_sample_changes_nothing_but_the_time(sampled, kind):
             assert len(passes) == 1
 
 
-@pytest.mark.parametrize("nan", [math.nan, -math.nan])
+@pytest.mark.parametrize("nan", [0x7FC00000, 0x7FFFFFFF, 0x7F800001, -0x400000, -1, -0x7FFFFF])  # bits, a GPU's second
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_nan_is_noticed_and_infinities_are_not_taken_for_one(nan, sampled):
     scores = torch.tensor([1.0, 2.0, math.inf, -math.inf])
     for bad in (False, True):
-        key = order_key(torch.cat([scores, torch.tensor([nan])]) if bad else scores)
+        number = torch.tensor([nan], dtype=torch.int32).view(torch.float32)
+        assert number.isnan()
+        key = order_key(torch.cat([scores, number]) if bad else scores)
         key = torch.cat([key, torch.tensor([PRUNED, EXCLUDED], dtype=torch.int32)])
         sample = ([key], len(key), 1) if sampled else None
         with pytest.raises(FloatingPointError) if bad else contextlib.nullcontext():
