@@ -28,10 +28,18 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Descriptions as they are written, and the default of every option that has one."""
 
     def _get_help_string(self, action):
-        value, said = action.default, "default" in (action.help or "")
-        plain = type(value) in (int, float) or type(value) is str and value not in ("", argparse.SUPPRESS)
-        shown = plain and not said and action.option_strings and not action.required
-        return (action.help or "") + (" (default: %(default)s)" if shown else "")
+        text, default = action.help or "", said_of(action.default)
+        shown = default and "default" not in text and action.option_strings and not action.required
+        return text + (f" (default: {default.replace('%', '%%')})" if shown else "")
+
+
+def said_of(default):
+    """How help says a default; "" for what is none to be said."""
+    if isinstance(default, Path):
+        return os.path.relpath(default)
+    if isinstance(default, list | tuple):
+        return " ".join(map(str, default))
+    return str(default) if type(default) in (int, float, str) and default != argparse.SUPPRESS else ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -152,7 +152,9 @@ def push(folder, name):
 def main(arguments):
     parser = Parser(prog="python -m gpt2.export", description=__doc__.partition(":")[0])
     parser.add_argument(
-        "source", metavar="OUT_DIR", help="folder of a run (its newest checkpoint), of one checkpoint, or an export"
+        "source",
+        metavar="OUT_DIR",
+        help="folder of a run (its newest checkpoint), of one checkpoint, an export or Hugging Face's GPT-2",
     )
     parser.add_argument("--format", choices=tuple(WRITERS), default="hf", help="for transformers, or docs/bitmask.md's")
     parser.add_argument("--to", required=True, help="folder to write; must not be there")
