@@ -114,9 +114,9 @@ def same(folder, runs, to):
 def check(args):
     """UserError where a run is not there, or something is not given."""
     files = {"numbers": ("metrics.jsonl", "peak.json"), "cut": ("checkpoints",), "same": ("checkpoints",)}[args.what]
-    for path in (args.folder / name / file for name in args.runs for file in files):
-        if not path.exists():
-            raise UserError(f"{path}: no such file; python -m bench.gpu train leaves it")
+    for run in (args.folder / name for name in args.runs):
+        if lacking := [file for file in files if not (run / file).exists()]:
+            raise UserError(f"{run}: no such run: it has no {lacking[0]}, which python -m bench.gpu train leaves")
     if args.what == "same" and len(args.runs) != 2:
         raise UserError(f"same {' '.join(args.runs)}: expected two runs")
     if args.what != "cut" and not args.to:
