@@ -101,6 +101,15 @@ def local(tensor: Any) -> torch.Tensor:
     return tensor.to_local() if is_distributed(tensor) else tensor
 
 
+def part_like(whole: torch.Tensor, other: Any) -> torch.Tensor:
+    """This rank's part of the tensor `whole`, which every rank has, as `other` lies on the ranks."""
+    if not is_distributed(other):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return local(distribute_tensor(whole.to(local(other).device), other.device_mesh, other.placements))
+
+
 def full(tensor: Any) -> torch.Tensor:
     """The whole tensor, gathered from all ranks where it is sharded."""
     return tensor.full_tensor() if is_distributed(tensor) else tensor

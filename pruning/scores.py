@@ -10,7 +10,7 @@ import torch
 
 from pruning.criteria import magnitude
 from pruning.layers import Layer
-from pruning.ranks import Ranks, local
+from pruning.ranks import Ranks, full, local
 from pruning.select import EXCLUDED, PRUNED, divide, order_key, score_of
 from pruning.settings import name_of
 from pruning.stepping import check_optimizer, group_of
@@ -256,4 +256,4 @@ class Scores:
             name, mine = f"{layer.name}.initial_weight", local(initial)
             if name not in tensors:
                 raise ValueError(f"the saved state lacks {name}, which the criterion {name_of(self.criterion)} needs")
-            mine.copy_(tensors[name][layer.row : layer.row + mine.shape[0]])
+            mine.copy_(full(tensors[name])[layer.row : layer.row + mine.shape[0]])

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from pruning.pruner import Pruner
-from pruning.ranks import local
+from pruning.ranks import full, local
 from pruning.zeros import live_of, zero_dead
 
 
@@ -85,12 +85,17 @@ class StraightThrough(Pruner):
     def buffers(self) -> dict[str, torch.Tensor]:
         return super().buffers() | {f"{layer.name}.dense": dense for layer, dense in zip(self.layers, self.dense)}
 
+    def state_dict(self, whole: bool = True) -> dict[str, Any]:
+        if self.masked and not self.masks_shown:
+            raise RuntimeError("between mask_gradients() and step() the weights are the dense ones: save after step()")
+        return super().state_dict(whole)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         for layer, dense in zip(self.layers, self.dense):
             name, mine = f"{layer.name}.dense", local(dense)
             if name not in state["buffers"]:
                 raise ValueError(f"the saved state lacks {name}: it is not of StraightThrough")
-            mine.copy_(state["buffers"][name][layer.row : layer.row + mine.shape[0]])
+            mine.copy_(full(state["buffers"][name])[layer.row : layer.row + mine.shape[0]])
         self.masks_shown = True
         self.mask_as_shown()

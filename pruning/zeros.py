@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 
 from pruning.layers import Layer, clean
-from pruning.ranks import full, is_distributed, local
+from pruning.ranks import full, is_distributed, local, part_like
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 EXACT = 2**18  # ones that a float32 sum counts exactly, and what fits into a CPU's cache
@@ -56,8 +56,8 @@ def count_zeros(tensor: torch.Tensor) -> torch.Tensor:
 def zero_copy(layers: Sequence[Layer], other: nn.Module) -> None:
     """Set to zero in `other`, a copy of the layers' model, every weight that is zero in `layers`.
 
-    ValueError, before anything changes, where `other` lacks a layer or has another shape of it. A collective where the
-    layers are sharded and the copy is not.
+    ValueError, before anything changes, where `other` lacks a layer or has another shape of it. A collective where one
+    of the two is sharded and the other is not, or otherwise.
     """
     theirs = {clean(name): parameter for name, parameter in other.named_parameters(remove_duplicate=False)}
     for layer in layers:
@@ -68,5 +68,5 @@ def zero_copy(layers: Sequence[Layer], other: nn.Module) -> None:
     for layer in layers:
         copy: Any = theirs[layer.name]
         same = is_distributed(copy) and copy.placements == getattr(layer.parameter, "placements", None)
-        weight = local(layer.parameter) if same else full(layer.parameter)
+        weight = local(layer.parameter) if same else part_like(full(layer.parameter), copy)
         zero_dead(local(copy), live_of(weight).to(local(copy).device))

@@ -167,6 +167,25 @@ def evaluated(kind):
         assert torch.equal(seen, model(inputs))
 
 
+def copied(kind):
+    """A plain model's zeros reach a sharded copy, and a state whose buffers stayed sharded is loaded again."""
+    model, copy = linears(), spread(linears(), kind)
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()))
+    pruner.prune_to(0.7)
+    pruner.apply_to(copy)
+    assert (zeros_of(copy) == zeros_of(model)).all()
+    for method, criterion in ((Pruner, "movement"), (StraightThrough, "magnitude")):
+        optimizer = torch.optim.AdamW(copy.parameters())
+        pruner = method(copy, optimizer, criterion, 0.9)
+        state = pruner.state_dict(whole=False)
+        wanted = {name: full(tensor).clone() for name, tensor in pruner.buffers().items()}
+        again = method(copy, optimizer, criterion, 0.9)
+        for tensor in again.buffers().values():
+            local(tensor).zero_()
+        again.load_state_dict(state)
+        assert all(torch.equal(full(tensor), wanted[name]) for name, tensor in again.buffers().items())
+
+
 class Conv1D(nn.Module):
     """transformers' layer of that name: a weight of [in, out], so that patterns run down the dimension that ranks share
     out."""
@@ -257,6 +276,7 @@ def main(kind, folder, other=None):
     for tensor in ("weight", "exp_avg", "exp_avg_sq"):
         check_that_every_rank_names(kind, tensor)
     evaluated(kind)
+    copied(kind)
     parts = {"selections": selections(kind), "methods": methods(kind), "training": training(kind, folder)}
     if kind == "ddp":
         parts["patterned"] = patterned()

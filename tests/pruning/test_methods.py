@@ -157,6 +157,17 @@ def test_straight_through_keeps_its_dense_weights_through_micro_steps(recwarn):
     assert all(torch.equal(a, b) and a.all() for a, b in zip(*dense)) and not recwarn.list
 
 
+def test_straight_through_saves_no_dense_weights_for_masked_ones():
+    model, _, pruner, _ = run(StraightThrough, 10)
+    pruner.state_dict()
+    one_gradient(model)
+    pruner.mask_gradients()
+    with pytest.raises(RuntimeError, match="save after step"):
+        pruner.state_dict()
+    pruner.step()
+    pruner.state_dict()
+
+
 def test_straight_throughs_own_changes_are_no_other_optimizers(recwarn):
     """`mask_gradients` may be called after every micro-step, too."""
     model = mlp()
