@@ -120,6 +120,8 @@ def measures_of(args, found):
     measures = [
         measure for measure, wanted in ((measure_hellaswag, args.hellaswag), (measure_tasks, args.lm_eval)) if wanted
     ]
+    if measures:
+        load.tokenizer_of(found, args.data_dir)  # one that is not there is said before anything is measured
     if args.data_dir or args.tokens or args.stride or not measures or (data_dir and Path(data_dir).is_dir()):
         if data_dir is None:
             raise UserError(

@@ -160,7 +160,7 @@ def larger(model):
     model.add_tokens(["cat"])
 
 
-def test_their_tokenizer_is_compared_with_that_of_the_data(finished_run, command, their_folder):
+def test_their_tokenizer_is_compared_with_that_of_the_data(finished_run, command, their_folder, tmp_path):
     data = finished_run("byte").parent / "data"
     folder = their_folder(padded)
     facts = results_of(command, folder, "--data_dir", data, "--tokens", 64)["validation"]
@@ -170,6 +170,10 @@ def test_their_tokenizer_is_compared_with_that_of_the_data(finished_run, command
     (folder / "tokenizer.json").unlink()
     facts = results_of(command, folder, "--data_dir", data, "--tokens", 64)["validation"]
     assert "bits_per_byte" not in facts
+    (folder / "evaluation.json").unlink()
+    code, _, err = command(evaluate, folder, "--data_dir", data, "--tokens", 64, "--hellaswag", tmp_path)
+    assert code == 2 and "holds no tokenizer.json" in err
+    assert not (folder / "evaluation.json").exists(), "measured first"
 
 
 def test_data_of_other_tokens_than_their_tokenizers_are_refused(finished_run, command, their_folder):
