@@ -53,7 +53,7 @@ def test_the_real_trainer_ends_at_the_exact_sparsity_and_resumes(tmp_path):
 
 
 def test_a_layer_that_was_pruned_away_does_not_come_back_on_resuming(tmp_path):
-    options = dict(target_sparsity=0.97, max_layer_sparsity=1.0, begin=3, end=20, criterion=one_layer_first)
+    options = dict(target_sparsity=0.97, max_layer_sparsity=1.0, begin=3, end=11, criterion=one_layer_first)
     whole, model, callback = trainer(tmp_path, **options)
     whole.train()
     zeros = callback.pruner.layer_sparsity()
