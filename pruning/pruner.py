@@ -112,7 +112,8 @@ class Pruner:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.weight_bytes = bytes_of(model.parameters())
         self.counter, self.seen = StepCounter(optimizer), 0
-        self.masked: list[Layer] = []  # layers whose zeros are kept: all of them from the first update on
+        self.layer_of = {layer.parameter: layer for layer in self.layers}
+        self.masked: dict[Layer, None] = {}  # layers whose zeros are kept: all of them from the first update on
         self.claimed = 0  # zeros that are there unless pruned weights came back
         self.zeros_found = False  # whether zeros were found, not made, of which the optimizer's states may not be zero
         self.threshold: int | None = None
@@ -125,10 +126,10 @@ class Pruner:
         ValueError where target or pattern rule them out."""
         counted = zip(self.layers, self.zeros())
         kept = [(layer, zeros) for layer, zeros in counted if zeros and (updated or zeros < layer.size)]
-        self.masked, self.claimed = [layer for layer, _ in kept], sum(zeros for _, zeros in kept)
+        self.masked, self.claimed = dict.fromkeys(layer for layer, _ in kept), sum(zeros for _, zeros in kept)
         self.zeros_found = bool(kept)
         if self.pattern:
-            check_zeros(self.pattern, self.masked, self.ranks)
+            check_zeros(self.pattern, list(self.masked), self.ranks)
         if self.target_sparsity and self.claimed > (self.target_sparsity + BY_CHANCE) * self.prunable:
             raise ValueError(
                 f"target_sparsity={self.target_sparsity} is below the {self.claimed / self.prunable:.2%} of the "
@@ -144,9 +145,9 @@ class Pruner:
         self.counter.before_step()
         if self.zeros_found:
             self.zero_states()
-        only = None if parameters is None else {id(parameter) for parameter in parameters}
-        for layer in self.masked:
-            if (only is None or id(layer.parameter) in only) and layer.parameter.grad is not None:
+        asked = self.layers if parameters is None else map(self.layer_of.get, parameters)
+        for layer in asked:
+            if layer in self.masked and layer.parameter.grad is not None:
                 zero_where_zero(local(layer.parameter.grad), local(layer.parameter))
 
     def step(self, number: int | None = None) -> bool:
@@ -207,7 +208,7 @@ class Pruner:
         if total > sum(zeros):
             self.scores.prepare(zeros)
             self.prune(self.choose(total, sparsity, zeros))
-        self.masked, self.claimed = self.layers, max(total, sum(zeros))
+        self.masked, self.claimed = dict.fromkeys(self.layers), max(total, sum(zeros))
         if total <= sum(zeros):
             self.zero_states()
 
@@ -334,7 +335,7 @@ class Pruner:
         self.scores.load_buffers(state["buffers"])
         self.go_on_after(state["steps"])
         names = state.get("masked", [layer.name for layer in self.layers] if pruned else [])
-        self.masked = [layer for layer in self.layers if layer.name in names]
+        self.masked = dict.fromkeys(layer for layer in self.layers if layer.name in names)
         kept = sum(count for layer, count in zip(self.layers, zeros) if layer in self.masked)
         self.claimed, self.threshold = state.get("claimed", kept), state["threshold"]
         self.zeros_found = False

@@ -96,7 +96,7 @@ def test_a_state_of_earlier_versions_is_read():
     state = Pruner(model, optimizer, target_sparsity=0.9, begin=100, end=100).state_dict()
     pruner = Pruner(model, optimizer, target_sparsity=0.9, begin=100, end=100, keep_zeros=False)
     pruner.load_state_dict({name: value for name, value in state.items() if name not in ("claimed", "masked")})
-    assert pruner.masked == pruner.layers and pruner.claimed == pruner.pruned
+    assert list(pruner.masked) == pruner.layers and pruner.claimed == pruner.pruned
     train(model, optimizer, pruner, (0, 12))
     assert pruner.sparsity == pytest.approx(0.6, abs=1e-3)
 
