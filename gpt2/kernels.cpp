@@ -1,5 +1,5 @@
 // What a training step on a CPU spends most of its time on beside matrix products: GELU, layer normalisation and causal
-// attention, forward and backward, and the cross entropy of large vocabularies. Compiled on first use by gpt2/native.py;
+// attention, forward and backward, and the cross entropy of large vocabularies. Compiled on first use by pruning/native.py;
 // threads are those of torch's own OpenMP.
 //
 // Vectors are GCC's, so the same source serves AVX2, AVX-512 and NEON. Tensors of S are read and written, float, double

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from gpt2.native import compiled, pointer
+from pruning.native import compiled, pointer
 
 TYPES = {int: ctypes.c_int64, float: ctypes.c_double}
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}

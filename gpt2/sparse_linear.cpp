@@ -1,5 +1,5 @@
 // y = W x + b for one vector x and a matrix W of which only the non-zero weights are stored, row after row.
-// Compiled on first use by gpt2/native.py; threads are those of torch's own OpenMP.
+// Compiled on first use by pruning/native.py; threads are those of torch's own OpenMP.
 
 #include <cstdint>
 #ifdef __AVX2__

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from gpt2.native import compiled, pointer
+from pruning.native import compiled, pointer
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 WORTH_IT = 2**18  # weights of a layer, a megabyte

@@ -207,7 +207,8 @@ class Pruner:
             return
         if total > sum(zeros):
             self.scores.prepare(zeros)
-            self.prune(self.choose(total, sparsity, zeros))
+            with self.scores.keeping():
+                self.prune(self.choose(total, sparsity, zeros))
         self.masked, self.claimed = dict.fromkeys(self.layers), max(total, sum(zeros))
         if total <= sum(zeros):
             self.zero_states()

@@ -75,7 +75,8 @@ class Regrow(Pruner):
         for i, (layer, zeros) in enumerate(zip(self.layers, of_each)):
             moving = round(fraction * (layer.size - zeros)) if zeros else 0  # without zeros there is no other place
             if moving and layer.parameter.grad is not None:
-                self.prune([lowest(self.scores, [i], zeros + moving)])
+                with self.scores.keeping():
+                    self.prune([lowest(self.scores, [i], zeros + moving)])
                 for _, rows, live in places(self.gradients, [lowest(self.gradients, [i], moving)]):
                     weight, gradient = local(layer.parameter)[rows], local(layer.parameter.grad)[rows]
                     seed = torch.tensor(seed_of(weight.dtype), dtype=weight.dtype)

@@ -4,6 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ import torch
 from pruning.criteria import magnitude
 from pruning.layers import Layer
 from pruning.ranks import Ranks, full, local
-from pruning.select import EXCLUDED, PRUNED, divide, order_key, score_of
+from pruning.select import EXCLUDED, PRUNED, divide, order_keys, score_of
 from pruning.settings import name_of
 from pruning.stepping import check_optimizer, group_of
-from pruning.zeros import zero_where_zero
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
+KEPT = 2**20  # weights whose keys, 4 MiB, are kept through an update rather than made in each of its passes
 SAMPLED = 2**18  # weights that are sampled, where that saves a pass over twice as many or more
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)  # no *args, no **options
@@ -52,6 +53,7 @@ class Scores:
         check_optimizer(optimizer, layers, self.states)
         self.check_not_factored()
         self.initial = [layer.parameter.detach().clone() for layer in layers] if "initial_weight" in self.needs else []
+        self.kept: dict[tuple[int, int], torch.Tensor] | None = None  # (layer, first row) -> the keys of a chunk
         self.fallback = False
         self.means: torch.Tensor | None = None
         self.zeros: Sequence[int] = [0] * len(layers)
@@ -71,6 +73,16 @@ class Scores:
         if "mean_exp_avg_sq" in self.needs and not missing:
             self.means = self.mean_states()
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Within, while neither weights nor states change but for what an update sets to zero, the keys of a small
+        model are made once."""
+        self.kept = {} if sum(layer.size for layer in self.layers) <= KEPT else None
+        try:
+            yield
+        finally:
+            self.kept = None
+
     def missing_states(self) -> list[str]:
         """What the criterion needs of the optimizer, and that keeps for no layer: states, steps or betas."""
         states = [self.state_of(i) for i in range(len(self.layers))]
@@ -85,20 +97,21 @@ class Scores:
 
         By sums, which one read of the device's memory and one wait for it give; only where a sum is not finite, as that
         of huge values is too, each value is looked at."""
-        bad = self.layers_where(lambda tensor: ~tensor.sum(dtype=torch.float32).isfinite())
-        bad = bad and self.layers_where(lambda tensor: ~tensor.isfinite().all())
+        bad = self.layers_where(lambda those: ~torch.stack([x.sum(dtype=torch.float32) for x in those]).isfinite())
+        bad = bad and self.layers_where(lambda those: ~torch.stack([x.isfinite().all() for x in those]))
         if bad:
             raise NotFiniteError(
                 f"{', '.join(bad)}: a weight or its optimizer state is NaN or infinite; nothing was pruned"
             )
 
-    def layers_where(self, holds: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
-        """The names of the layers of which `holds` of a tensor, on any rank; one wait for the device."""
+    def layers_where(self, bad: Callable[[list[torch.Tensor]], torch.Tensor]) -> list[str]:
+        """The names of the layers with a tensor that is bad, on any rank; one wait for the device. bad: gives a boolean
+        for each tensor of a list."""
         tensors = [(layer.name, tensor) for i, layer in enumerate(self.layers) for tensor in self.tensors_of(i)]
         turn = slice(None) if self.ranks.sharded else slice(self.ranks.rank, None, self.ranks.size)
         counts = torch.zeros(len(tensors), dtype=torch.int64, device=self.device)
-        if mine := [holds(tensor) for _, tensor in tensors[turn]]:  # replicas are the same: each rank looks at some
-            counts[turn] = torch.stack(mine).long()
+        if mine := [tensor for _, tensor in tensors[turn]]:  # replicas are the same: each rank looks at some
+            counts[turn] = bad(mine).long()
         found = self.ranks.all_reduce(counts).tolist()
         return list(dict.fromkeys(name for (name, _), count in zip(tensors, found) if count))
 
@@ -149,7 +162,7 @@ class Scores:
         size = sum(self.layers[i].size for i in which)
         zeros = sum(self.zeros[i] for i in which)
         apart = min(size // SAMPLED, 64)
-        if self.device.type != "cpu" or self.pattern or apart < 2:
+        if self.device.type != "cpu" or self.pattern or self.kept is not None or apart < 2:
             return None
         mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
         return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], apart)) for i in mine), size, zeros
@@ -166,16 +179,21 @@ class Scores:
 
     def keys(self, i: int, rows: slice) -> torch.Tensor:
         """int32 keys of these rows of layer i, in the order in which weights are pruned; pruned ones come first."""
-        key = order_key(self.score(i, rows)).bitwise_xor_(PRUNED)  # in the order of unsigned integers: 0 comes first
-        zero_where_zero(key.view(torch.float32), self.zero_where_pruned(i, rows))
-        key.bitwise_xor_(PRUNED)
+        if self.kept is None:
+            return self.new_keys(i, rows)
+        if (i, rows.start) not in self.kept:
+            self.kept[i, rows.start] = self.new_keys(i, rows)
+        return self.kept[i, rows.start]
+
+    def new_keys(self, i: int, rows: slice) -> torch.Tensor:
+        key = order_keys(self.score(i, rows), self.zero_where_pruned(i, rows))
         return self.within_pattern(key, self.layers[i].input_dim, self.pattern) if self.pattern else key
 
     def divide(self, i: int, rows: slice, key: int, ties_live: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(live, ties): live, int32, is 0 where the key of a weight of these rows is below `key`, or equal to it unless
+        """(live, ties): live is 0 where the key of a weight of these rows is below `key`, or equal to it unless
         `ties_live`, else 1; at pruned weights, which stay zero anyhow, it may be either. ties: how many are equal, an
         integer scalar, where `ties_live`."""
-        if self.pattern or key in (PRUNED, EXCLUDED):
+        if self.pattern or self.kept is not None or key in (PRUNED, EXCLUDED):
             return divide(self.keys(i, rows), key, ties_live)
         return divide(self.score(i, rows), score_of(key), ties_live, self.zero_where_pruned(i, rows))
 

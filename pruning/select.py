@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pruning import kernels
 from pruning.zeros import zero_where_zero
 
 PRUNED = -(2**31)  # the key of a weight that is pruned already: below every score
@@ -31,6 +32,15 @@ def order_key(scores):
     """
     bits = (scores + 0.0).view(torch.int32)
     return bits.bitwise_xor_((bits >> 31).bitwise_and_(0x7FFFFFFF)).clamp_(PRUNED + 1, EXCLUDED - 1)
+
+
+def order_keys(scores, weight):
+    """The keys of the float32 `scores`, PRUNED where `weight`, float32 and of their shape, is zero."""
+    if kernels.usable(scores, weight):
+        return kernels.order_keys(scores, weight)
+    key = order_key(scores).bitwise_xor_(PRUNED)  # in the order of unsigned integers: 0 comes first
+    zero_where_zero(key.view(torch.float32), weight)
+    return key.bitwise_xor_(PRUNED)
 
 
 def score_of(key):
@@ -72,7 +82,7 @@ def search(keys, k, layers, device, all_reduce, sample=None):
         found = search_near(keys, k, layers, device, all_reduce, sample)
         if found is not None:
             return found
-    counts = all_reduce(histogram((high_bits(key) for _, key in keys()), device))
+    counts = all_reduce(count_buckets((key for _, key in keys()), device))
     first = first_key(torch.searchsorted(counts.cumsum(0), k))
     return search_bucket(keys, k, first, layers, device, all_reduce)[0]
 
@@ -98,7 +108,7 @@ def search_near(keys, k, layers, device, all_reduce, sample):
     tensors, size, pruned = sample
     if k <= pruned:
         return None
-    counts = all_reduce(histogram(map(high_bits, tensors), device))
+    counts = all_reduce(count_buckets(tensors, device))
     first, width, share = likely_window(counts, (k - pruned) / (size - pruned))
     if width == BUCKETS:  # is counted as it is, however many tie there
         found, inside = search_bucket(keys, k, first, layers, device, all_reduce)
@@ -106,8 +116,8 @@ def search_near(keys, k, layers, device, all_reduce, sample):
     if not 0 < share <= FEW or width > 2**31:
         return None
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
-    pieces = [numbers[chosen] for numbers, chosen in offsets(keys, first, width, most, worst)]
-    near = torch.cat([torch.empty(0, dtype=torch.int32), *pieces])  # a rank may have none
+    near = list(offsets(keys, first, width, most, worst))
+    near = torch.cat([torch.empty(0, dtype=torch.int32), *near])  # a rank may have none
     counts = torch.cat([torch.tensor([len(near)]), most, worst > INFINITE + 1])
     number, most, nans = all_reduce(counts).split([1, layers, layers])
     before = most.sum() - number
@@ -115,6 +125,16 @@ def search_near(keys, k, layers, device, all_reduce, sample):
         return None
     place, below, ties = search(lambda: [(0, near)], k - int(before), 1, device, all_reduce)[:3].split(1)
     return torch.cat([first + place, before + below, ties, nans.sum(0, keepdim=True), most])
+
+
+def count_buckets(keys, device):
+    """int64 [BUCKETS]: how many of the keys, int32 tensors, are in each bucket."""
+    if device.type != "cpu" or kernels.library() is None:
+        return histogram(map(high_bits, keys), device)
+    counts = torch.zeros(BUCKETS, dtype=torch.int64)
+    for key in keys:
+        kernels.count_buckets(key, counts)
+    return counts
 
 
 def high_bits(key):
@@ -144,12 +164,15 @@ def likely_window(counts, share):
 
 
 def offsets(keys, first, width, most, worst):
-    """`within` of each chunk of keys: how far those in the window of `width` keys are from the `first`.
+    """Of each chunk of keys, how far those in the window of `width` keys are from the `first`: see `within`.
 
     On the way `most` of each layer grows by how many are not above the window, and `worst` to the largest magnitude, of
     which NaNs are known."""
     last = first + (width - 1)
     for layer, key in ((layer, key.flatten()) for layer, key in keys() if key.numel()):
+        if kernels.usable(key):
+            yield kernels.window(key, int(first), width, most[layer], worst[layer])
+            continue
         spare = torch.empty_like(key)
         most[layer] += torch.le(key, last, out=spare).sum(dtype=torch.int32)
         magnitude = torch.bitwise_right_shift(key, 31, out=spare).bitwise_xor_(key).add_(1)
@@ -158,34 +181,36 @@ def offsets(keys, first, width, most, worst):
 
 
 def within(offset, width, spare):
-    """(offsets, mask of those that are below `width` and not negative), or on a CPU few more than these alone.
+    """Those of the offsets that are below `width` and not negative; on a GPU, which would have to wait for a choice,
+    (offsets, mask of those).
 
     offset: of one dimension; spare: like it, and overwritten. On a CPU a choice by single booleans would cost more than
     all else here, so eight are looked at together.
     """
     inside = torch.clamp(offset, 0, width - 1, out=spare) == offset
-    if offset.device.type == "cpu" and offset.numel() % 8 == 0:
+    if offset.device.type != "cpu":
+        return offset, inside
+    if offset.numel() % 8 == 0:
         eights = inside.view(torch.int64).nonzero().squeeze(1)
         offset, inside = offset.view(-1, 8).index_select(0, eights), inside.view(-1, 8).index_select(0, eights)
-    return offset, inside
+    return offset[inside]
 
 
 def histogram(pieces, device):
     """int64 [BUCKETS]: how often each number below BUCKETS occurs.
 
-    pieces: integer tensors, or (integer tensor, mask of those of its numbers that count; the others may be any). A GPU
-    adds all of them, the others as zeros, since it would have to wait for a choice; on a CPU small pieces are counted
-    together.
+    pieces: integer tensors; on a GPU also (integer tensor, mask of those of its numbers that count; the others may be
+    any), which adds all of them, the others as zeros. On a CPU small pieces are counted together.
     """
     counts, waiting, length = torch.zeros(BUCKETS, dtype=torch.int64, device=device), [], 0
     for piece in pieces:
-        numbers, chosen = piece if isinstance(piece, tuple) else (piece, None)
         if counts.device.type != "cpu":
+            numbers, chosen = piece if isinstance(piece, tuple) else (piece, None)
             numbers = numbers.flatten().to(torch.int64)
             ones = torch.ones_like(numbers) if chosen is None else chosen.flatten().to(torch.int64)
             counts.scatter_add_(0, numbers & (BUCKETS - 1), ones)  # the others are spread, lest all meet at one address
             continue
-        waiting.append(numbers.flatten() if chosen is None else numbers[chosen])
+        waiting.append(piece.flatten())
         length += len(waiting[-1])
         if length >= BUCKETS:
             counts += torch.bincount(torch.cat(waiting), minlength=BUCKETS)
@@ -201,12 +226,12 @@ def leave_first(chosen, number):
 def divide(numbers, at, ties_live, weight=None):
     """(live, ties) of `Scores.divide`, of numbers in the order of keys and the one to compare with.
 
-    weight: of that shape, where ties at which it is zero do not count."""
-    live = torch.empty_like(numbers, dtype=torch.int32)
+    weight: with float32 numbers, of their shape, where ties at which it is zero do not count."""
+    live = torch.empty_like(numbers)
     if not ties_live:
         return torch.gt(numbers, at, out=live), None
     torch.ge(numbers, at, out=live)
-    equal = torch.eq(numbers, at, out=torch.empty_like(live))
+    equal = torch.eq(numbers, at, out=torch.empty_like(numbers))
     if weight is not None:
-        zero_where_zero(equal.view(torch.float32), weight)
-    return live, equal.sum(dtype=torch.int32)
+        zero_where_zero(equal, weight)
+    return live, equal.count_nonzero()

@@ -19,11 +19,13 @@ def live_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def zero_dead(tensor: torch.Tensor, live: torch.Tensor) -> None:
-    """Set the floating-point `tensor` to +0.0, in place, where `live` (integers 0 or 1, of its shape) is 0.
+    """Set the floating-point `tensor` to +0.0, in place, where `live` (0 or 1, of its shape) is 0.
 
-    Multiplies the bits, so that neither NaN, infinity nor a sign survives. masked_fill_ gives the same, several times
-    slower on a CPU, where each weight of a random mask is a mispredicted branch.
+    Integers multiply the bits, so that neither NaN, infinity nor a sign survives. masked_fill_ gives the same, several
+    times slower on a CPU, where each weight of a random mask is a mispredicted branch.
     """
+    if live.is_floating_point():
+        return zero_where_zero(tensor, live.to(tensor.dtype))
     tensor.view(BITS[tensor.element_size()]).mul_(live)
 
 

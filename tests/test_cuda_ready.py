@@ -50,7 +50,10 @@ def test_in_a_run_the_host_waits_only_where_numbers_are_looked_at(data_dir, tmp_
 
 
 @pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
-def test_an_update_waits_a_few_times_for_any_number_of_layers(allocation):
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_an_update_waits_a_few_times_for_any_number_of_layers(allocation, kept, monkeypatch):
+    monkeypatch.setattr("pruning.scores.KEPT", kept)
+
     def pruned(device):
         model = linears(*[(9, 16)] * 20).to(device)
         states = [torch.rand(9, 16).round(decimals=1).to(device) for _ in range(20)]  # with ties

@@ -34,7 +34,7 @@ def built(tmp_path_factory):
 def test_the_wheel_is_the_library_and_nothing_else(built):
     names = {name for name in zipfile.ZipFile(built[0]).namelist() if ".dist-info/" not in name}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pruning").rglob("*.py")}
-    assert names == modules | {"pruning/py.typed"}
+    assert names == modules | {"pruning/py.typed", "pruning/kernels.cpp"}
     metadata = zipfile.ZipFile(built[0]).read("adamwprune-0.1.0.dist-info/METADATA").decode()
     assert [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line] == [
         "Requires-Dist: torch>=2.11"

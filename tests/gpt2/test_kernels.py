@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gpt2 import kernels, native
+from gpt2 import kernels
 from gpt2.kernels import Attention, LayerNorm, gelu, layer_norm
 from gpt2.model import GPT, GPTConfig
 
@@ -337,14 +337,3 @@ def test_training_with_them_differs_by_less_than_a_tenth_of_what_two_seeds_do(pl
     fast, other_seed = last_loss(1), last_loss(2)
     plain()
     assert abs(last_loss(1) - fast) <= abs(other_seed - fast) / 10
-
-
-@compiler
-def test_a_home_that_takes_no_files_costs_the_library_nothing_but_time(tmp_path, monkeypatch, capfd):
-    (tmp_path / "seven.cpp").write_text('extern "C" int seven() { return 7; }')
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "file" / "folder"))
-    assert native.compiled(tmp_path / "seven.cpp").seven() == 7
-    assert "warning: seven are compiled for this process alone" in capfd.readouterr().err
-    (tmp_path / "seven.cpp").write_text("no C++")
-    assert native.compiled(tmp_path / "seven.cpp") is None

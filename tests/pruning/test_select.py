@@ -109,8 +109,9 @@ def test_a_nan_is_noticed_and_infinities_are_not_taken_for_one(nan, sampled):
 @pytest.mark.parametrize("criterion", ["bitter7", "bitter5", "random", "movement"])
 def test_the_pruner_samples_large_models_and_prunes_the_same_set(criterion, monkeypatch):
     results = []
-    for least in (1, 3000, 2**62):  # every 64th row, every 5th, none
+    for least, kept in ((1, 0), (3000, 0), (2**62, 0), (3000, 2**20)):  # every 64th row, every 5th, none; all keys kept
         monkeypatch.setattr("pruning.scores.SAMPLED", least)
+        monkeypatch.setattr("pruning.scores.KEPT", kept)
         torch.manual_seed(0)
         model = linears((130, 70), (65, 130), (3, 4))
         optimizer = adam_with(
@@ -153,9 +154,11 @@ def layers_of_scores(draw):
     st.sampled_from([1.0, 0.98, 0.6]),
     st.integers(1, 11),
     st.sampled_from([1, 20, 2**18]),
+    st.booleans(),
 )
-def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap, chunk, sampled):
-    """Two updates after one another, ties, signed zeros, caps, chunks of any size and samples of all kinds included."""
+def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap, chunk, sampled, kept):
+    """Two updates after one another, ties, signed zeros, caps, chunks of any size, samples of all kinds, and kept keys
+    included."""
     shapes, scores = problem
     model = linears(*shapes)
     optimizer = adam_with(model, exp_avg=[torch.tensor(s).view(shape) for s, shape in zip(scores, shapes)])
@@ -166,6 +169,7 @@ def test_updates_take_exactly_what_a_full_sort_takes(problem, first, second, cap
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pruning.scores.CHUNK", {"cpu": chunk})
         patch.setattr("pruning.scores.SAMPLED", sampled)
+        patch.setattr("pruning.scores.KEPT", 2**20 if kept else 0)
         patch.setattr("pruning.select.FEW", 1)
         for sparsity in sorted((first, second)):
             k = round(sparsity * pruner.prunable)
@@ -188,7 +192,9 @@ def test_large_layers_in_many_chunks_are_exact():
     ).all()
 
 
-def test_ties_are_looked_for_once_more_only_where_they_are_taken():
+@pytest.mark.parametrize("kept", [False, True])
+def test_ties_are_looked_for_once_more_only_where_they_are_taken(kept, monkeypatch):
+    monkeypatch.setattr("pruning.scores.KEPT", 2**20 if kept else 0)
     model = linears(*[(5, 8)] * 20)
     scores = torch.arange(1.0, 801.0).view(20, 5, 8)
     scores[[3, 7, 11, 19], 2, 2] = 400.5  # the 398th to the 401st
@@ -198,4 +204,7 @@ def test_ties_are_looked_for_once_more_only_where_they_are_taken():
     pruner.prune_to(0.5)
     expected = lowest([s.flatten().numpy() for s in scores], [np.zeros(40, bool)] * 20, 400)
     assert (zeros_of(model) == expected).all()
+    if kept:  # each weight is scored once, and nothing is left of it
+        assert scored == [*range(20)] and pruner.scores.kept is None
+        return
     assert scored == [*range(20)] * 3 + [3, 7, 11][: len(scored) - 60] and 60 < len(scored) < 64

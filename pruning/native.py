@@ -5,19 +5,18 @@ import os
 import shutil
 import subprocess
 import tempfile
+import warnings
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from gpt2.errors import warn
-
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC")
+FLAGS: tuple[str, ...] = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC")
 if torch.backends.cpu.get_cpu_capability() == "AVX2":  # of the processor, or what ATEN_CPU_CAPABILITY leaves of it
     FLAGS += ("-mno-avx512f",)
 
 
-def compiled(source):
+def compiled(source: Path) -> ctypes.CDLL | None:
     """The C++ file `source` as a ctypes library; None where it cannot be compiled.
 
     That takes seconds, once a machine: the library is kept in torch's folder of extensions under a hash of its source,
@@ -37,11 +36,14 @@ def compiled(source):
     except subprocess.CalledProcessError:
         return None
     except (OSError, RuntimeError) as error:  # no home, or one that takes no files, or whose files cannot be run
-        warn(f"{source.stem} are compiled for this process alone: {error}; TORCH_EXTENSIONS_DIR=FOLDER keeps them")
+        warnings.warn(
+            f"{source.stem} are compiled for this process alone: {error}; TORCH_EXTENSIONS_DIR=FOLDER keeps them",
+            stacklevel=2,
+        )
         return compiled_anew(source, compiler)
 
 
-def compiled_anew(source, compiler):
+def compiled_anew(source: Path, compiler: str) -> ctypes.CDLL | None:
     """The same library, kept nowhere: what a process has loaded needs its file no more."""
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -52,13 +54,13 @@ def compiled_anew(source, compiler):
         return None
 
 
-def processor():
+def processor() -> str:
     """What the processor can do, as Linux lists it: a home folder may be shared by different machines."""
     with open("/proc/cpuinfo") as file:
         return next((line for line in file if line.startswith(("flags", "Features"))), "")
 
 
-def compile_into(library, source, compiler):
+def compile_into(library: Path, source: Path, compiler: str) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         unlinked, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
@@ -67,6 +69,6 @@ def compile_into(library, source, compiler):
         os.replace(linked, library)
 
 
-def pointer(tensor):
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     """The address of a tensor's numbers, or a null pointer for None."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

@@ -1,0 +1,53 @@
+"""Keys and their counting on a CPU, by kernels of this project (kernels.cpp): a pass for what takes torch twenty.
+
+They give the same to the bit. Where there is no compiler, and on other devices, torch's operations are used.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from pruning.native import compiled, pointer
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, compiled once a machine; None where they cannot be."""
+    kernels = compiled(Path(__file__).with_suffix(".cpp"))
+    if kernels:
+        kernels.window.restype = ctypes.c_int64
+    return kernels
+
+
+def usable(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels can be used for tensors of float32 and int32: not for those that need not have memory."""
+    plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
+    return plain and library() is not None
+
+
+def order_keys(scores: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """int32 of the shape of the float32 `scores` and `weight`: select.order_keys."""
+    keys = torch.empty(scores.shape, dtype=torch.int32)
+    call("order_keys", scores.contiguous(), weight.contiguous(), keys, keys.numel())
+    return keys
+
+
+def count_buckets(key: torch.Tensor, counts: torch.Tensor) -> None:
+    """Add to `counts`, int64 [BUCKETS], how many of the int32 keys are in each bucket."""
+    call("count_buckets", key.contiguous(), counts, key.numel())
+
+
+def window(key: torch.Tensor, first: int, width: int, most: torch.Tensor, worst: torch.Tensor) -> torch.Tensor:
+    """int32: how far the int32 keys that are in the window of `width` keys are from its `first`. Adds to `most`, an
+    int64 scalar, how many are not above it, and raises `worst` to the largest magnitude of all, plus 1."""
+    inside = torch.empty(key.numel(), dtype=torch.int32)
+    number = call("window", key.contiguous(), first, width, most, worst, inside, key.numel())
+    return inside[:number].clone()
+
+
+def call(name: str, *arguments: torch.Tensor | int) -> int:
+    """What the kernel `name` returns, of tensors that own their memory and of integers."""
+    given = (ctypes.c_int64(x) if isinstance(x, int) else pointer(x) for x in arguments)
+    return getattr(library(), name)(*given)
