@@ -189,9 +189,8 @@ def main():
     before = read(path)
     numbers = before if before.get("commit") == here["commit"] else {}
     print(heading(here) + f"; medians of {rounds} rounds, in turn, spread (slowest - fastest) / median")
-    if device == "cuda":  # kernels are loaded on first use
-        for way in WAYS:
-            measure(way, 1, 256, device)
+    for way in WAYS:  # kernels are compiled, or loaded, on first use
+        measured(way, 1, 256, device)
     if "ways" in args.part:
         numbers["ways"] = {f"{12 * layers * width**2} weights": compare(layers, width, device, rounds, list(WAYS))}
     if "sizes" in args.part:
