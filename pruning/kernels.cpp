@@ -1,4 +1,4 @@
-// Keys and their counting on a CPU, to the bit what the torch operations of select.py give. Compiled on first use by
+// Keys, their counting and comparing on a CPU, to the bit what the torch operations of select.py give. Compiled on first use by
 // native.py; threads are those of torch's own OpenMP.
 
 #include <algorithm>
@@ -75,5 +75,17 @@ int64_t window(const int32_t *keys, int64_t first, int64_t width, int64_t *most,
     }
     *most += lower, *worst = std::max<int64_t>(*worst, highest);
     return total;
+}
+
+// Sets live to whether each of the n scores reaches `at`; returns how many are equal to it at weights that are not zero.
+int64_t divide(const float *scores, const float *weights, double at, float *live, int64_t n) {
+    const float limit = at;
+    int32_t ties = 0;
+#pragma omp parallel for simd schedule(static) reduction(+ : ties) if (n > WORTH_IT)
+    for (int64_t i = 0; i < n; i++) {
+        ties += (scores[i] == limit) & (weights[i] != 0);
+        live[i] = scores[i] >= limit ? 1.0f : 0.0f;
+    }
+    return ties;
 }
 }

@@ -1,4 +1,4 @@
-"""Keys and their counting on a CPU, by kernels of this project (kernels.cpp): a pass for what takes torch twenty.
+"""Keys, their counting and comparing on a CPU, by kernels of this project (kernels.cpp), a pass each.
 
 They give the same to the bit. Where there is no compiler, and on other devices, torch's operations are used.
 """
@@ -6,10 +6,13 @@ They give the same to the bit. Where there is no compiler, and on other devices,
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pruning.native import compiled, pointer
+
+TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double}
 
 
 @functools.cache
@@ -17,7 +20,7 @@ def library() -> ctypes.CDLL | None:
     """The kernels, compiled once a machine; None where they cannot be."""
     kernels = compiled(Path(__file__).with_suffix(".cpp"))
     if kernels:
-        kernels.window.restype = ctypes.c_int64
+        kernels.window.restype = kernels.divide.restype = ctypes.c_int64
     return kernels
 
 
@@ -47,7 +50,14 @@ def window(key: torch.Tensor, first: int, width: int, most: torch.Tensor, worst:
     return inside[:number].clone()
 
 
-def call(name: str, *arguments: torch.Tensor | int) -> int:
-    """What the kernel `name` returns, of tensors that own their memory and of integers."""
-    given = (ctypes.c_int64(x) if isinstance(x, int) else pointer(x) for x in arguments)
+def divide(scores: torch.Tensor, at: float, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """select.divide of float32 scores, where ties live."""
+    live = torch.empty(scores.shape)
+    ties = call("divide", scores.contiguous(), weight.contiguous(), float(at), live, live.numel())
+    return live, torch.tensor(ties)
+
+
+def call(name: str, *arguments: torch.Tensor | float) -> int:
+    """What the kernel `name` returns, of contiguous tensors and of numbers."""
+    given = (pointer(x) if torch.is_tensor(x) else TYPES[type(x)](x) for x in arguments)
     return getattr(library(), name)(*given)

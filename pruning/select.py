@@ -227,6 +227,8 @@ def divide(numbers, at, ties_live, weight=None):
     """(live, ties) of `Scores.divide`, of numbers in the order of keys and the one to compare with.
 
     weight: with float32 numbers, of their shape, where ties at which it is zero do not count."""
+    if ties_live and weight is not None and kernels.usable(numbers, weight):
+        return kernels.divide(numbers, at, weight)
     live = torch.empty_like(numbers)
     if not ties_live:
         return torch.gt(numbers, at, out=live), None

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruning import Pruner, kernels
-from pruning.select import BUCKETS, EXCLUDED, PRUNED, count_buckets, offsets, order_keys
+from pruning.select import BUCKETS, EXCLUDED, PRUNED, count_buckets, divide, offsets, order_keys
 from tests.pruning.helpers import adam_with, linears, zeros_of
 
 compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
@@ -42,6 +42,16 @@ def test_keys_are_torchs_to_the_bit(numbers):
 
 @compiler
 @settings(deadline=None)
+@given(st.lists(st.tuples(BITS, BITS), min_size=1, max_size=200), st.data())
+def test_scores_are_divided_as_torch_divides_them(numbers, data):
+    scores, weight = torch.tensor(numbers, dtype=torch.int32).view(torch.float32).T
+    at = data.draw(st.sampled_from([0.0, *scores[scores.isfinite()].tolist()]))
+    (live, ties), expected = divide(scores, at, True, weight), by_torch(divide, scores, at, True, weight)
+    assert torch.equal(live, expected[0]) and ties == expected[1] == ((scores == at) & (weight != 0)).sum()
+
+
+@compiler
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(BITS, st.integers(-300, 300)), min_size=1, max_size=300),
     st.one_of(st.integers(-(2**15), 2**15 - 1).map(lambda bucket: bucket << 16), st.integers(-300, 300)),
@@ -67,12 +77,14 @@ def test_any_number_of_threads_finds_the_same(size, threads):
     try:
         key = order_keys(scores, weight)
         found = looked_for(key, first, 2**20), looked_for(key, PRUNED, 2**31), count_buckets([key, key[::3]], CPU)
+        live, ties = divide(scores, scores[7].item(), True, weight)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(key, expected)
     for one, window in zip(found, [(first, 2**20), (PRUNED, 2**31)]):
         assert all(torch.equal(*pair) for pair in zip(one, by_torch(looked_for, key, *window)))
     assert torch.equal(found[2], by_torch(count_buckets, [key, key[::3]], CPU))
+    assert torch.equal(live, (scores >= scores[7]).float()) and ties == (weight[7] != 0)
 
 
 @compiler
