@@ -25,9 +25,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels can be used for tensors of float32 and int32: not for those that need not have memory."""
+    """Whether the kernels can be used for tensors of float32 and int32: not where they are traced, or need not have
+    memory."""
     plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
-    return plain and library() is not None
+    return plain and not torch.compiler.is_compiling() and library() is not None
 
 
 def order_keys(scores: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

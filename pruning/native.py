@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from hashlib import sha256
@@ -17,14 +18,14 @@ if torch.backends.cpu.get_cpu_capability() == "AVX2":  # of the processor, or wh
 
 
 def compiled(source: Path) -> ctypes.CDLL | None:
-    """The C++ file `source` as a ctypes library; None where it cannot be compiled.
+    """The C++ file `source` as a ctypes library; None where it cannot be compiled, and on other systems than Linux.
 
     That takes seconds, once a machine: the library is kept in torch's folder of extensions under a hash of its source,
     compiler and processor; where that takes no files, each process compiles anew. It is linked without an OpenMP of its
     own, so that it finds torch's, and shares its threads.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
+    if compiler is None or sys.platform != "linux":
         return None
     try:
         folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")

@@ -113,3 +113,8 @@ def part_like(whole: torch.Tensor, other: Any) -> torch.Tensor:
 def full(tensor: Any) -> torch.Tensor:
     """The whole tensor, gathered from all ranks where it is sharded."""
     return tensor.full_tensor() if is_distributed(tensor) else tensor
+
+
+def load_rows(layer: Layer, mine: torch.Tensor, saved: Any) -> None:
+    """Copy what this rank holds of the layer from `saved`, a tensor of its full shape, perhaps sharded, to `mine`."""
+    mine.copy_(full(saved)[layer.row : layer.row + mine.shape[0]])

@@ -11,7 +11,7 @@ import torch
 
 from pruning.criteria import magnitude
 from pruning.layers import Layer
-from pruning.ranks import Ranks, full, local
+from pruning.ranks import Ranks, load_rows, local
 from pruning.select import EXCLUDED, PRUNED, divide, order_keys, score_of
 from pruning.settings import name_of
 from pruning.stepping import check_optimizer, group_of
@@ -271,7 +271,7 @@ class Scores:
 
     def load_buffers(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for layer, initial in zip(self.layers, self.initial):
-            name, mine = f"{layer.name}.initial_weight", local(initial)
+            name = f"{layer.name}.initial_weight"
             if name not in tensors:
                 raise ValueError(f"the saved state lacks {name}, which the criterion {name_of(self.criterion)} needs")
-            mine.copy_(full(tensors[name])[layer.row : layer.row + mine.shape[0]])
+            load_rows(layer, local(initial), tensors[name])

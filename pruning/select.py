@@ -129,7 +129,7 @@ def search_near(keys, k, layers, device, all_reduce, sample):
 
 def count_buckets(keys, device):
     """int64 [BUCKETS]: how many of the keys, int32 tensors, are in each bucket."""
-    if device.type != "cpu" or kernels.library() is None:
+    if device.type != "cpu" or not kernels.usable():
         return histogram(map(high_bits, keys), device)
     counts = torch.zeros(BUCKETS, dtype=torch.int64)
     for key in keys:

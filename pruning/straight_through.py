@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from pruning.pruner import Pruner
-from pruning.ranks import full, local
+from pruning.ranks import load_rows, local
 from pruning.zeros import live_of, zero_dead
 
 
@@ -93,9 +93,9 @@ class StraightThrough(Pruner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         for layer, dense in zip(self.layers, self.dense):
-            name, mine = f"{layer.name}.dense", local(dense)
+            name = f"{layer.name}.dense"
             if name not in state["buffers"]:
                 raise ValueError(f"the saved state lacks {name}: it is not of StraightThrough")
-            mine.copy_(full(state["buffers"][name])[layer.row : layer.row + mine.shape[0]])
+            load_rows(layer, local(dense), state["buffers"][name])
         self.masks_shown = True
         self.mask_as_shown()

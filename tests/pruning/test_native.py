@@ -1,6 +1,7 @@
 """Kernels are compiled wherever a compiler is, and otherwise are not there."""
 
 import shutil
+import warnings
 
 import pytest
 
@@ -19,7 +20,12 @@ def test_a_home_that_takes_no_files_costs_the_library_nothing_but_time(tmp_path,
         assert compiled(tmp_path / "seven.cpp") is None
 
 
-def test_without_a_compiler_there_is_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lacking", ["a compiler", "Linux"])
+def test_without_a_compiler_or_linux_there_is_nothing_and_no_warning(lacking, tmp_path, monkeypatch):
     (tmp_path / "seven.cpp").write_text('extern "C" int seven() { return 7; }')
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert compiled(tmp_path / "seven.cpp") is None
+    if lacking == "Linux":
+        monkeypatch.setattr("sys.platform", "darwin")
+    else:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+    with warnings.catch_warnings(action="error"):
+        assert compiled(tmp_path / "seven.cpp") is None
