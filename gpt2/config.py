@@ -9,7 +9,7 @@ import runpy
 import types
 from dataclasses import dataclass
 
-from gpt2.errors import UserError
+from gpt2.errors import UserError, warn
 
 
 def option(default, help, choices=None, above=None, at_least=None, below=None):
@@ -239,6 +239,12 @@ def load_config(arguments, names, sizes_of=lambda config: {}):
     problems += impossible(config, names)
     if problems:
         raise UserError("\n".join(problems))
+    if config.decay_lr and config.warmup_iters >= config.max_iters:
+        reached = config.max_iters / (config.warmup_iters + 1)
+        warn(
+            f"warmup_iters={config.warmup_iters} are not over after max_iters={config.max_iters}: the learning rate "
+            f"gets to {reached:.0%} of {config.learning_rate}"
+        )
     return config
 
 

@@ -101,3 +101,14 @@ def test_spam_never_waits_for_the_device():
         optimizer.step()
     assert spam.resets == 2 and int(spam.seen) == 8
     assert make_spam(optimizer, Config()) is None
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [(["--max_iters=70"], "10% of 0.001"), (["--max_iters=701"], ""), (["--max_iters=70", "--decay_lr=False"], "")],
+)
+def test_a_warm_up_that_outlasts_the_run_is_said(options, said, capfd):
+    load_config(["--learning_rate=1e-3", *options], {})
+    assert capfd.readouterr().err == (
+        f"warning: warmup_iters=700 are not over after max_iters=70: the learning rate gets to {said}\n" if said else ""
+    )
