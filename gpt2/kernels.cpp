@@ -1,6 +1,6 @@
 // What a training step on a CPU spends most of its time on beside matrix products: GELU, layer normalisation and causal
-// attention, forward and backward, and the cross entropy of large vocabularies. Compiled on first use by pruning/native.py;
-// threads are those of torch's own OpenMP.
+// attention, forward and backward, and the cross entropy of large vocabularies. Compiled on first use by
+// pruning/native.py; threads are those of torch's own OpenMP.
 //
 // Vectors are GCC's, so the same source serves AVX2, AVX-512 and NEON. Tensors of S are read and written, float, double
 // or bfloat16; what is computed is of T = Wide<S>, float for the last.

@@ -73,7 +73,7 @@ def beyond_cap(scores: Scores, part: Lowest, caps: Sequence[int]) -> list[int]:
 
 
 def places(scores: Scores, parts: Sequence[Lowest]) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """(layer, rows, live) of chunks on this rank; live, of integers, is 0 at weights of `parts`, else 1.
+    """(layer, rows, live) of chunks on this rank; live is 0 at weights of `parts`, else 1.
 
     First comes what lies below the thresholds, and ties are counted on the way. Where a part takes only some of them,
     the chunks that give some come once more: few, unless very many weights score the same.

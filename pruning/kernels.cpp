@@ -1,5 +1,5 @@
-// Keys, their counting and comparing on a CPU, to the bit what the torch operations of select.py give. Compiled on first use by
-// native.py; threads are those of torch's own OpenMP.
+// Keys, their counting and comparing on a CPU: to the bit what the torch operations of select.py give. Compiled on
+// first use by native.py; threads are those of torch's own OpenMP.
 
 #include <algorithm>
 #include <cstdint>
@@ -77,7 +77,8 @@ int64_t window(const int32_t *keys, int64_t first, int64_t width, int64_t *most,
     return total;
 }
 
-// Sets live to whether each of the n scores reaches `at`; returns how many are equal to it at weights that are not zero.
+// Sets live to whether each of the n scores reaches `at`; returns how many are equal to it at weights that are not
+// zero.
 int64_t divide(const float *scores, const float *weights, double at, float *live, int64_t n) {
     const float limit = at;
     int32_t ties = 0;

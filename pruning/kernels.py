@@ -1,6 +1,7 @@
 """Keys, their counting and comparing on a CPU, by kernels of this project (kernels.cpp), a pass each.
 
-They give the same to the bit. Where there is no compiler, and on other devices, torch's operations are used.
+They give, to the bit, what the torch operations give that select.py has for other devices and where there is no
+compiler.
 """
 
 import ctypes
@@ -25,16 +26,16 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels can be used for tensors of float32 and int32: not where they are traced, or need not have
-    memory."""
+    """Whether the kernels can read these tensors: not where they are traced, need not have memory or are elsewhere."""
     plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
     return plain and not torch.compiler.is_compiling() and library() is not None
 
 
 def order_keys(scores: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """int32 of the shape of the float32 `scores` and `weight`: select.order_keys."""
-    keys = torch.empty(scores.shape, dtype=torch.int32)
-    call("order_keys", scores.contiguous(), weight.contiguous(), keys, keys.numel())
+    scores = scores.contiguous()
+    keys = torch.empty_like(scores, dtype=torch.int32)
+    call("order_keys", scores, weight.contiguous(), keys, keys.numel())
     return keys
 
 
@@ -44,21 +45,24 @@ def count_buckets(key: torch.Tensor, counts: torch.Tensor) -> None:
 
 
 def window(key: torch.Tensor, first: int, width: int, most: torch.Tensor, worst: torch.Tensor) -> torch.Tensor:
-    """int32: how far the int32 keys that are in the window of `width` keys are from its `first`. Adds to `most`, an
-    int64 scalar, how many are not above it, and raises `worst` to the largest magnitude of all, plus 1."""
-    inside = torch.empty(key.numel(), dtype=torch.int32)
-    number = call("window", key.contiguous(), first, width, most, worst, inside, key.numel())
+    """int32: how far the int32 keys, of one dimension, that are in the window of `width` keys are from its `first`.
+    Adds to `most`, an int64 scalar, how many are not above it, and raises `worst` to the largest magnitude of all,
+    plus 1."""
+    key = key.contiguous()
+    inside = torch.empty_like(key)
+    number = call("window", key, first, width, most, worst, inside, key.numel())
     return inside[:number].clone()
 
 
 def divide(scores: torch.Tensor, at: float, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """select.divide of float32 scores, where ties live."""
-    live = torch.empty(scores.shape)
-    ties = call("divide", scores.contiguous(), weight.contiguous(), float(at), live, live.numel())
-    return live, torch.tensor(ties)
+    scores = scores.contiguous()
+    live = torch.empty_like(scores)
+    ties = call("divide", scores, weight.contiguous(), float(at), live, live.numel())
+    return live, torch.tensor(ties, device=live.device)
 
 
 def call(name: str, *arguments: torch.Tensor | float) -> int:
-    """What the kernel `name` returns, of contiguous tensors and of numbers."""
+    """Call the kernel `name` with contiguous tensors and numbers. Returns what it returns, if that is anything."""
     given = (pointer(x) if torch.is_tensor(x) else TYPES[type(x)](x) for x in arguments)
     return getattr(library(), name)(*given)

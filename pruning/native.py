@@ -24,33 +24,34 @@ def compiled(source: Path) -> ctypes.CDLL | None:
     compiler and processor; where that takes no files, each process compiles anew. It is linked without an OpenMP of its
     own, so that it finds torch's, and shares its threads.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None or sys.platform != "linux":
+    command = os.environ.get("CXX", "").split() or ["g++"]
+    if shutil.which(command[0]) is None or sys.platform != "linux":
         return None
     try:
         folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-        facts = repr((source.read_text(), compiler, FLAGS, processor()))
+        facts = repr((source.read_text(), shutil.which(command[0]), command[1:], FLAGS, processor()))
         library = folder / f"{source.stem}_{sha256(facts.encode()).hexdigest()[:16]}.so"
-        if not library.exists():
-            compile_into(library, source, compiler)
-        return ctypes.CDLL(os.fspath(library))
+        try:
+            return ctypes.CDLL(os.fspath(library))
+        except OSError:  # it is not there, or damaged
+            return compile_into(library, source, command)
     except subprocess.CalledProcessError:
         return None
     except (OSError, RuntimeError) as error:  # no home, or one that takes no files, or whose files cannot be run
-        warnings.warn(
-            f"{source.stem} are compiled for this process alone: {error}; TORCH_EXTENSIONS_DIR=FOLDER keeps them",
-            stacklevel=2,
-        )
-        return compiled_anew(source, compiler)
+        alone = compiled_anew(source, command)
+        if alone:
+            warnings.warn(
+                f"{source.stem} are compiled for this process alone: {error}; TORCH_EXTENSIONS_DIR=FOLDER keeps them",
+                stacklevel=2,
+            )
+        return alone
 
 
-def compiled_anew(source: Path, compiler: str) -> ctypes.CDLL | None:
+def compiled_anew(source: Path, command: list[str]) -> ctypes.CDLL | None:
     """The same library, kept nowhere: what a process has loaded needs its file no more."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            library = Path(folder, f"{source.stem}.so")
-            compile_into(library, source, compiler)
-            return ctypes.CDLL(os.fspath(library))
+            return compile_into(Path(folder, f"{source.stem}.so"), source, command)
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -61,13 +62,18 @@ def processor() -> str:
         return next((line for line in file if line.startswith(("flags", "Features"))), "")
 
 
-def compile_into(library: Path, source: Path, compiler: str) -> None:
+def compile_into(library: Path, source: Path, command: list[str]) -> ctypes.CDLL:
+    """Compile, load, and put under its name what can be loaded: after a crash, whole or not at all."""
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         unlinked, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-        subprocess.run([compiler, *FLAGS, "-c", source, "-o", unlinked], check=True, capture_output=True)
-        subprocess.run([compiler, "-shared", unlinked, "-o", linked], check=True, capture_output=True)
+        subprocess.run([*command, *FLAGS, "-c", source, "-o", unlinked], check=True, capture_output=True)
+        subprocess.run([*command, "-shared", unlinked, "-o", linked], check=True, capture_output=True)
+        loaded = ctypes.CDLL(os.fspath(linked))
+        with open(linked, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(linked, library)
+    return loaded
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:

@@ -108,7 +108,7 @@ class Pruner:
             check_pattern(self.pattern, self.layers, self.ranks, target_sparsity, self.allocation_name)
         optimizer = unwrapped(optimizer)
         self.scores = Scores(self.layers, self.ranks, optimizer, score, self.pattern)
-        self.prunable = sum(layer.size for layer in self.layers)
+        self.prunable = self.scores.size
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.weight_bytes = bytes_of(model.parameters())
         self.counter, self.seen = StepCounter(optimizer), 0

@@ -45,6 +45,7 @@ class Scores:
         pattern: tuple[int, int] | None,
     ):
         self.layers, self.ranks, self.optimizer = layers, ranks, optimizer
+        self.size = sum(layer.size for layer in layers)
         self.criterion, self.pattern = criterion, pattern
         self.device = local(layers[0].parameter).device
         parameters = inspect.signature(criterion).parameters.items()
@@ -77,7 +78,7 @@ class Scores:
     def keeping(self) -> Iterator[None]:
         """Within, while neither weights nor states change but for what an update sets to zero, the keys of a small
         model are made once."""
-        self.kept = {} if sum(layer.size for layer in self.layers) <= KEPT else None
+        self.kept = {} if self.size <= KEPT else None
         try:
             yield
         finally:

@@ -2,9 +2,10 @@
 
 Scores become 32-bit integers of the same order. A first pass counts their high 16 bits into a histogram, which, summed
 over the ranks, names the bucket that holds rank k; a second pass counts the keys in that bucket one by one. With a
-sample at hand, one pass keeps the few keys among which rank k then must lie, and these two go over what was kept; where
+sample at hand, one pass takes along the few keys among which rank k then must lie, and these two go over those; where
 rank k turns out to lie elsewhere, they go over all keys. The memory is one chunk, the counts (512 KiB a pass) and what
-is kept, about a thirty-second of the keys at most; ranks exchange the counts alone, whatever the number of weights.
+is taken along, about a thirty-second of the keys at most; ranks exchange the counts alone, whatever the number of
+weights.
 
 On a GPU nothing here waits for the device before the result is read.
 """
@@ -20,7 +21,7 @@ PRUNED = -(2**31)  # the key of a weight that is pruned already: below every sco
 EXCLUDED = 2**31 - 1  # the key of one that may not be pruned: above every score
 INFINITE = 0x7F800000  # the key of infinity; beyond it, and below that of -infinity, lie NaNs
 BUCKETS = 2**16
-FEW = 1 / 32  # share of the keys that may be kept
+FEW = 1 / 32  # share of the keys that may be taken along
 
 
 def order_key(scores):
@@ -45,7 +46,7 @@ def order_keys(scores, weight):
 
 def score_of(key):
     """The score whose key is the int `key`."""
-    key = torch.tensor(key, dtype=torch.int32)
+    key = torch.tensor(key, dtype=torch.int32, device="cpu")
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
 
 
@@ -117,8 +118,8 @@ def search_near(keys, k, layers, device, all_reduce, sample):
         return None
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
     near = list(offsets(keys, first, width, most, worst))
-    near = torch.cat([torch.empty(0, dtype=torch.int32), *near])  # a rank may have none
-    counts = torch.cat([torch.tensor([len(near)]), most, worst > INFINITE + 1])
+    near = torch.cat([torch.empty(0, dtype=torch.int32, device=device), *near])  # a rank may have none
+    counts = torch.cat([torch.tensor([len(near)], device=device), most, worst > INFINITE + 1])
     number, most, nans = all_reduce(counts).split([1, layers, layers])
     before = most.sum() - number
     if not before < k <= before + number:
@@ -129,12 +130,16 @@ def search_near(keys, k, layers, device, all_reduce, sample):
 
 def count_buckets(keys, device):
     """int64 [BUCKETS]: how many of the keys, int32 tensors, are in each bucket."""
-    if device.type != "cpu" or not kernels.usable():
-        return histogram(map(high_bits, keys), device)
-    counts = torch.zeros(BUCKETS, dtype=torch.int64)
-    for key in keys:
-        kernels.count_buckets(key, counts)
-    return counts
+    counts = torch.zeros(BUCKETS, dtype=torch.int64, device=device)
+
+    def without_kernel():
+        for key in keys:
+            if kernels.usable(key):
+                kernels.count_buckets(key, counts)
+            else:
+                yield high_bits(key)
+
+    return counts.add_(histogram(without_kernel(), device))
 
 
 def high_bits(key):
@@ -158,7 +163,7 @@ def likely_window(counts, share):
     number = int(total[-1])
     margin = 8 * (number * share * (1 - share)) ** 0.5 + 8
     ranks = [max(1, int(share * number - margin)), min(int(share * number + margin), number)]
-    low, high = (torch.searchsorted(total, torch.tensor(ranks)) + 1).tolist()
+    low, high = (torch.searchsorted(total, torch.tensor(ranks, device=total.device)) + 1).tolist()
     inside = counts[low : high + 1]
     return first_key(low), len(inside) << 16, int(inside.sum()) / max(1, number)
 

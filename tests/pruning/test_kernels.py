@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pruning import Pruner, kernels
 from pruning.select import BUCKETS, EXCLUDED, PRUNED, count_buckets, divide, offsets, order_keys
-from tests.pruning.helpers import adam_with, linears, zeros_of
+from tests.pruning.helpers import adam_with, by_exp_avg, linears, zeros_of
 
 compiler = pytest.mark.skipif(kernels.library() is None, reason="needs a C++ compiler")
 CPU = torch.device("cpu")
@@ -112,3 +112,33 @@ def test_updates_without_a_compiler_prune_the_same_set(criterion, kept, monkeypa
 
     found = pruned()
     assert (found == by_torch(pruned)).all() and found.sum() == round(0.8 * len(found))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, "meta"])
+def test_default_dtypes_and_devices_change_nothing(default, monkeypatch):
+    """Of a model whose keys are not kept, with ties at the threshold."""
+    monkeypatch.setattr("pruning.scores.KEPT", 0)
+    monkeypatch.setattr("pruning.scores.SAMPLED", 1000)
+    model = linears((64, 64), (65, 63))
+    scores = [torch.randint(9, p.shape).float() for p in model.parameters()]
+    pruner = Pruner(model, adam_with(model, exp_avg=scores), by_exp_avg, target_sparsity=0.6)
+    set_default = torch.set_default_device if default == "meta" else torch.set_default_dtype
+    set_default(default)
+    try:
+        for sparsity in (0.3, 0.6):
+            pruner.prune_to(sparsity)
+    finally:
+        set_default(None if default == "meta" else torch.float32)
+    assert zeros_of(model).sum() == round(0.6 * pruner.prunable)
+
+
+def test_scores_that_are_no_plain_tensors_are_left_to_torch():
+    class Odd(torch.Tensor):
+        pass
+
+    model = linears((40, 30), (20, 40))
+    pruner = Pruner(model, adam_with(model), lambda weight: weight.abs().as_subclass(Odd), target_sparsity=0.5)
+    pruner.prune_to(0.5)
+    other = linears((40, 30), (20, 40))
+    Pruner(other, adam_with(other), "magnitude", target_sparsity=0.5).prune_to(0.5)
+    assert (zeros_of(model) == zeros_of(other)).all()
