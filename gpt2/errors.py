@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 OPTIONAL = ("datasets", "huggingface_hub", "matplotlib", "pyarrow", "tiktoken", "tokenizers", "transformers")
@@ -111,7 +112,8 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
     """Turn a `UserError`, one of the exceptions `others`, and Ctrl-C, into lines on stderr and an exit code (2, 130).
 
     leave: how to end the process with that code; by default at once, whatever threads or process groups are alive.
-    Besides, nothing that is printed ends a command for want of a character, and Ctrl-C is heard however it was started.
+    Besides, nothing that is printed ends a command for want of a character, Ctrl-C is heard however it was started, and
+    warnings of this project are lines too.
 
     Under torchrun the first rank to exit brings the others down, and what they would have said with them. So rank 0
     speaks at once and the others wait a moment: an error that all ranks share is said once, one that only a later
@@ -126,7 +128,8 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, early and early.leave):  # a shell has background jobs ignore
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        yield
+        with one_line_warnings():
+            yield
         sys.stdout.flush()
     except BrokenPipeError:  # as of `| head`: nobody is left to tell
         sys.stdout = sys.stderr = open(os.devnull, "w")
@@ -172,6 +175,22 @@ def warn(message):
     """A line on stderr from the main rank, of what goes on nevertheless."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def one_line_warnings():
+    """Within, Python warnings that name a file of this project are shown by `warn`; others, as torch's, as they are."""
+    project, show_others = Path(__file__).resolve().parents[1], warnings.showwarning
+
+    def show(message, category, filename, *place):
+        ours = Path(filename).is_relative_to(project) and "site-packages" not in Path(filename).parts
+        warn(message) if ours else show_others(message, category, filename, *place)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = show_others
 
 
 def say_error(program, error):

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 import types
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -251,8 +252,8 @@ def test_a_wandb_that_fails_or_hangs_is_one_warning(how, monkeypatch, tmp_path, 
         tracker.log({"step": step})
     tracker.finish()
     assert time.monotonic() - began < 5
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 1 and "warning: wandb" in warnings[0] and "training goes on" in warnings[0]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "warning: wandb" in said[0] and "training goes on" in said[0]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
@@ -265,6 +266,17 @@ def test_what_a_console_cannot_show_ends_nothing(encoding, monkeypatch):
         raise UserError("the character 'Ω'")
     output, said = (stream.buffer.getvalue() for stream in streams if not stream.flush())
     assert output == b"\\u03a9 \\u6771\\u4eac \\ud800\n" and said == b"program: error: the character '\\u03a9'\n"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_warnings_of_the_project_are_lines_and_those_of_libraries_stay(rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    ours, theirs = ROOT / "pruning" / "scores.py", ROOT / ".venv" / "lib" / "site-packages" / "torch" / "nn.py"
+    with pytest.warns(UserWarning) as left, errors.one_line_errors("program"):
+        for file in (ours, theirs, "/elsewhere/pruning/scores.py"):
+            warnings.warn_explicit("look here", UserWarning, str(file), 1)
+    assert capsys.readouterr().err == ("warning: look here\n" if rank == "0" else "")
+    assert [str(warning.filename) for warning in left] == [str(theirs), "/elsewhere/pruning/scores.py"]
 
 
 def test_modules_beside_a_file_that_is_run_shadow_nothing():
