@@ -11,7 +11,6 @@ Where there is no compiler, on other devices, and under torch.compile, which fus
 used.
 """
 
-import ctypes
 import functools
 from pathlib import Path
 
@@ -19,22 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from pruning.native import compiled, pointer
+from pruning import native
 
-TYPES = {int: ctypes.c_int64, float: ctypes.c_double}
 C_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}
 
 
 @functools.cache
 def library():
     """The kernels, compiled once a machine; None where they cannot be."""
-    return compiled(Path(__file__).with_suffix(".cpp"))
+    return native.compiled(Path(__file__).with_suffix(".cpp"))
 
 
 def usable(x):
-    """Whether the kernels can be used for x: not where it is traced, or of a kind that need not have memory."""
-    plain = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.dtype in C_TYPES
-    return plain and not torch.compiler.is_compiling() and library() is not None
+    """Whether the kernels can be used for x."""
+    return native.has_memory(x) and x.dtype in C_TYPES and library() is not None
 
 
 def gelu(x):
@@ -142,5 +139,4 @@ def wide(dtype):
 
 def call(name, tensors, *sizes):
     """Call the kernel `name` for the dtype of the first tensor."""
-    kernel = getattr(library(), f"{name}_{C_TYPES[tensors[0].dtype]}")
-    kernel(*map(pointer, tensors), *(TYPES[type(size)](size) for size in sizes))
+    native.call(getattr(library(), f"{name}_{C_TYPES[tensors[0].dtype]}"), *tensors, *sizes)

@@ -6,7 +6,6 @@ row, so faster where few are left). A matrix without zeros, as the tied head, is
 keep up with the memory where torch's product does not. Which is fastest, torch's included, is measured layer by layer.
 """
 
-import ctypes
 import functools
 import time
 import warnings
@@ -16,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pruning.native import compiled, pointer
+from pruning.native import call, compiled
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 WORTH_IT = 2**18  # weights of a layer, a megabyte
@@ -108,7 +107,7 @@ def kernel_call(kernel, where, values, starts, height, stride):
     def multiply(x, bias):
         out = x.new_empty(len(x), height)
         for row, y in zip(x, out):
-            kernel(*map(pointer, (where, values, starts, row, bias, y)), ctypes.c_int64(height), ctypes.c_int64(stride))
+            call(kernel, where, values, starts, row, bias, y, height, stride)
         return out
 
     return multiply

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 
-from pruning.native import compiled, pointer
-
-TYPES: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double}
+from pruning.native import call, compiled, has_memory
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def library() -> Any:
     """The kernels, compiled once a machine; None where they cannot be."""
     kernels = compiled(Path(__file__).with_suffix(".cpp"))
     if kernels:
@@ -26,22 +24,21 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels can read these tensors: not where they are traced, need not have memory or are elsewhere."""
-    plain = all(type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" for x in tensors)
-    return plain and not torch.compiler.is_compiling() and library() is not None
+    """Whether the kernels can read these tensors."""
+    return all(map(has_memory, tensors)) and library() is not None
 
 
 def order_keys(scores: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """int32 of the shape of the float32 `scores` and `weight`: select.order_keys."""
     scores = scores.contiguous()
     keys = torch.empty_like(scores, dtype=torch.int32)
-    call("order_keys", scores, weight.contiguous(), keys, keys.numel())
+    call(library().order_keys, scores, weight.contiguous(), keys, keys.numel())
     return keys
 
 
 def count_buckets(key: torch.Tensor, counts: torch.Tensor) -> None:
     """Add to `counts`, int64 [BUCKETS], how many of the int32 keys are in each bucket."""
-    call("count_buckets", key.contiguous(), counts, key.numel())
+    call(library().count_buckets, key.contiguous(), counts, key.numel())
 
 
 def window(key: torch.Tensor, first: int, width: int, most: torch.Tensor, worst: torch.Tensor) -> torch.Tensor:
@@ -50,7 +47,7 @@ def window(key: torch.Tensor, first: int, width: int, most: torch.Tensor, worst:
     plus 1."""
     key = key.contiguous()
     inside = torch.empty_like(key)
-    number = call("window", key, first, width, most, worst, inside, key.numel())
+    number = call(library().window, key, first, width, most, worst, inside, key.numel())
     return inside[:number].clone()
 
 
@@ -58,11 +55,5 @@ def divide(scores: torch.Tensor, at: float, weight: torch.Tensor) -> tuple[torch
     """select.divide of float32 scores, where ties live."""
     scores = scores.contiguous()
     live = torch.empty_like(scores)
-    ties = call("divide", scores, weight.contiguous(), float(at), live, live.numel())
+    ties = call(library().divide, scores, weight.contiguous(), float(at), live, live.numel())
     return live, torch.tensor(ties, device=live.device)
-
-
-def call(name: str, *arguments: torch.Tensor | float) -> int:
-    """Call the kernel `name` with contiguous tensors and numbers. Returns what it returns, if that is anything."""
-    given = (pointer(x) if torch.is_tensor(x) else TYPES[type(x)](x) for x in arguments)
-    return getattr(library(), name)(*given)

@@ -9,6 +9,7 @@ import tempfile
 import warnings
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,11 +26,12 @@ def compiled(source: Path) -> ctypes.CDLL | None:
     own, so that it finds torch's, and shares its threads.
     """
     command = os.environ.get("CXX", "").split() or ["g++"]
-    if shutil.which(command[0]) is None or sys.platform != "linux":
+    compiler = shutil.which(command[0])
+    if compiler is None or sys.platform != "linux":
         return None
     try:
         folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
-        facts = repr((source.read_text(), shutil.which(command[0]), command[1:], FLAGS, processor()))
+        facts = repr((source.read_text(), compiler, command[1:], FLAGS, processor()))
         library = folder / f"{source.stem}_{sha256(facts.encode()).hexdigest()[:16]}.so"
         try:
             return ctypes.CDLL(os.fspath(library))
@@ -76,6 +78,22 @@ def compile_into(library: Path, source: Path, command: list[str]) -> ctypes.CDLL
     return loaded
 
 
-def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    """The address of a tensor's numbers, or a null pointer for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def has_memory(tensor: torch.Tensor) -> bool:
+    """Whether a kernel can read the tensor: not where it is traced, on another device, or of a kind that need not have
+    memory."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling()
+
+
+def call(kernel: Any, *arguments: torch.Tensor | float | None) -> int:
+    """Call a library's function with the addresses of the tensors, null pointers for None, and int64 and double for
+    numbers. Returns what it returns, if that is anything."""
+    return kernel(*map(as_c, arguments))
+
+
+def as_c(value: torch.Tensor | float | None) -> Any:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_double(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())

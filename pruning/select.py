@@ -92,7 +92,8 @@ def search_bucket(keys, k, first, layers, device, all_reduce):
     """(what `search` returns, whether rank k is in the bucket of keys from `first` on; the former holds only if it
     is)."""
     most, worst = torch.zeros(2, layers, dtype=torch.int64, device=device)
-    counts = histogram(offsets(keys, first, BUCKETS, most, worst), device)
+    counts = torch.zeros(BUCKETS, dtype=torch.int64, device=device)
+    counts = histogram(offsets(keys, first, BUCKETS, most, worst), counts)
     counts, most, nans = all_reduce(torch.cat([counts, most, worst > INFINITE + 1])).split([BUCKETS, layers, layers])
     total = counts.cumsum(0)
     before = most.sum() - total[-1:]
@@ -139,7 +140,7 @@ def count_buckets(keys, device):
             else:
                 yield high_bits(key)
 
-    return counts.add_(histogram(without_kernel(), device))
+    return histogram(without_kernel(), counts)
 
 
 def high_bits(key):
@@ -201,13 +202,13 @@ def within(offset, width, spare):
     return offset[inside]
 
 
-def histogram(pieces, device):
-    """int64 [BUCKETS]: how often each number below BUCKETS occurs.
+def histogram(pieces, counts):
+    """`counts`, int64 [BUCKETS], to which is added how often each number below BUCKETS occurs.
 
     pieces: integer tensors; on a GPU also (integer tensor, mask of those of its numbers that count; the others may be
     any), which adds all of them, the others as zeros. On a CPU small pieces are counted together.
     """
-    counts, waiting, length = torch.zeros(BUCKETS, dtype=torch.int64, device=device), [], 0
+    waiting, length = [], 0
     for piece in pieces:
         if counts.device.type != "cpu":
             numbers, chosen = piece if isinstance(piece, tuple) else (piece, None)
