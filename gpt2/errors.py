@@ -12,6 +12,7 @@ from pathlib import Path
 
 OPTIONAL = ("datasets", "huggingface_hub", "matplotlib", "pyarrow", "tiktoken", "tokenizers", "transformers")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk or a quota says that takes no more
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)  # what a path says that this user cannot use
 
 
 class UserError(Exception):
@@ -146,10 +147,13 @@ def one_line_errors(program, *others, interrupted="interrupted", leave=None):
         say_error(program, f"needs a package that is not installed: pip install {error.name.partition('.')[0]}")
         leave(2)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in CLOSED and error.filename is not None:
+            say_error(program, f"{os.fsdecode(error.filename)}: {error.strerror}; choose another place")
+        elif error.errno in FULL:
+            say_error(program, f"what is printed, or a file, cannot be written: {error}")
+            sys.stdout = open(os.devnull, "w")
+        else:
             raise
-        say_error(program, f"what is printed, or a file, cannot be written: {error}")
-        sys.stdout = open(os.devnull, "w")
         leave(2)
     except RuntimeError as error:
         if not lost_a_peer(error):

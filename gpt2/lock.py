@@ -23,8 +23,8 @@ class OnlyRunIn:
     def __enter__(self):
         """UserError where another process holds it, or it cannot be written."""
         if self.active:
-            self.new = not self.out_dir.exists()
             try:
+                self.new = not self.out_dir.exists()
                 self.hold()
             except BlockingIOError:
                 raise UserError(

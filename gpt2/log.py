@@ -120,7 +120,8 @@ def last_numbers(out_dir):
 
 
 def left_behind(out_dir):
+    picture = f"  picture      {out_dir}/{PICTURE}\n" if Path(out_dir, PICTURE).exists() else ""
     return (
-        f"  checkpoints  {out_dir}/checkpoints\n  metrics      {out_dir}/metrics.jsonl\n"
-        f"  picture      {out_dir}/{PICTURE}\n  try it       python -m gpt2.sample {out_dir}"
+        f"  checkpoints  {out_dir}/checkpoints\n  metrics      {out_dir}/metrics.jsonl\n{picture}"
+        f"  try it       python -m gpt2.sample {out_dir}"
     )

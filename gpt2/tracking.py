@@ -73,7 +73,7 @@ class Tracker:
     def finish(self):
         """Let the service take what is left, for as long as its patience lasts."""
         with contextlib.suppress(queue.Full):
-            self.lines.put_nowait(None)
+            self.lines.put(None, timeout=PATIENCE)
         self.thread.join(PATIENCE)
         if self.thread.is_alive():
             self.warn("has not taken all lines")

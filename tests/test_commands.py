@@ -11,7 +11,7 @@ import train_gpt2
 from gpt2 import errors
 from gpt2.config import FIELDS
 from gpt2.files import write_atomically
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refused, run
 
 FOLDERS = ("bench", "gpt2", "lenet", "study")
 FILES = [ROOT / "prepare_fineweb.py", *sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.py"))]
@@ -119,3 +119,36 @@ def test_help_of_training_names_every_option(capsys):
     train_gpt2.main(["--help"])
     text = capsys.readouterr().out
     assert all(re.search(rf"^  --{name}=", text, re.M) for name in FIELDS)
+
+
+TOO_LONG = "/tmp/" + "x" * 300  # an error even where it is only looked at, as a path that nobody may see
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train_gpt2.py", "--out_dir={}"),
+        ("train_gpt2.py", "--data_dir={}"),
+        ("train_gpt2.py", "--init_from={}"),
+        ("train_gpt2.py", "{}.py"),
+        ("prepare_fineweb.py", "--input", "README.md", "--out_dir", "{}"),
+        ("prepare_fineweb.py", "--input", "{}"),
+        ("prepare_fineweb.py", "--verify", "{}"),
+        ("-m gpt2.sample", "{}"),
+        ("-m gpt2.evaluate", "{}"),
+        ("-m gpt2.export", "{}", "--to", "x"),
+        ("-m gpt2.picture", "{}"),
+        ("-m gpt2.report", "{}"),
+        ("-m gpt2.convert", "{}", "--to", "x"),
+        ("-m gpt2.bpe", "--input", "{}", "--to", "x"),
+        ("-m gpt2.kjv", "{}"),
+        ("-m lenet.train", "--data-dir", "{}"),
+        ("-m lenet.plots", "{}"),
+        ("-m study.report", "--results", "{}"),
+        ("-m study.run", "{}.py"),
+    ],
+    ids=" ".join,
+)
+def test_a_path_that_cannot_be_looked_at_is_one_line(command, tmp_path):
+    lines = refused(run(*(part.format(TOO_LONG) for part in command), check=False))
+    assert len(lines) == 1 and "xxxx" in lines[0]

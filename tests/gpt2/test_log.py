@@ -1,6 +1,7 @@
 """What a run says: lines where there is no terminal, speeds without the first step, wandb that never is in the way."""
 
 import ast
+import errno
 import io
 import re
 import sys
@@ -254,6 +255,30 @@ def test_a_wandb_that_fails_or_hangs_is_one_warning(how, monkeypatch, tmp_path, 
     assert time.monotonic() - began < 5
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "warning: wandb" in said[0] and "training goes on" in said[0]
+
+
+def test_a_wandb_that_is_behind_at_the_end_takes_what_waits_and_is_finished(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tracking, "BACKLOG", 3)
+    lines, finished = [], []
+    fake_wandb(monkeypatch, log=lambda line, step: (time.sleep(0.02), lines.append(step)))
+    tracker = tracking.Tracker(replace(Config(), out_dir=str(tmp_path)))
+    tracker.run.finish = lambda: finished.append(len(lines))
+    while not tracker.lines.full():
+        tracker.log({"step": 0})
+    tracker.finish()
+    assert finished == [len(lines)] and len(lines) >= 3 and capsys.readouterr().err == ""
+
+
+def test_of_a_path_that_this_user_may_not_use_one_line_says_which(monkeypatch, capsys):
+    codes = []
+    for error in (PermissionError(errno.EACCES, "Permission denied", "/root/x"), OSError(errno.EIO, "no line", "/x")):
+        try:
+            with errors.one_line_errors("program", leave=codes.append):
+                raise error
+        except OSError:
+            codes.append("traceback")  # of what nobody expects
+    assert codes == [2, "traceback"]
+    assert capsys.readouterr().err == "program: error: /root/x: Permission denied; choose another place\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
