@@ -39,7 +39,7 @@ def prepare(args):
     out_dir = Path(args.out_dir)
     state, meta = what_is_in(out_dir)
     found = state or meta
-    source = Files(args) if args.input else Hub(args, found and found["source"].get("revision"))
+    source = Files(args) if args.input else Hub(args, found and found["source"])
     names = ("tokenizer", "shard_size", "val_tokens", "text_column", "min_score", "max_tokens", "document_separator")
     identity = {"source": source.identity, "arguments": {name: getattr(args, name) for name in names}}
     if found:
@@ -56,6 +56,10 @@ def prepare(args):
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         with alone_in(out_dir):
+            if what_is_in(out_dir) != (state, meta):
+                raise UserError(
+                    f"--out_dir {out_dir}: another preparation has just written there: give the command again"
+                )
             Preparation(args, source, identity, state).run()
     except OSError as error:
         raise UserError(

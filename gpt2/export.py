@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from gpt2 import bitmask, hf_tokenizer, hugging_face, load
-from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.errors import Parser, UserError, first_line, one_line_errors
 from gpt2.files import new_folder, write_atomically, write_json
 from gpt2.model import GPT
 from gpt2.model_card import model_card
@@ -143,7 +143,7 @@ def push(folder, name):
         api.upload_folder(folder_path=str(folder), repo_id=name, commit_message="Weights, tokenizer and card")
     except Exception as error:  # its kinds change with its HTTP library
         raise UserError(
-            f"--push {name}: {str(error).splitlines()[0]}; the export in {folder} is whole: "
+            f"--push {name}: {first_line(error)}; the export in {folder} is whole: "
             f"hf auth login, then hf upload {name} {folder}"
         ) from None
     return address

@@ -2,10 +2,10 @@
 
 The field scores it in two ways that differ by several points, so both are given, by name:
   harness  lm-evaluation-harness: the activity's label before the context, wikiHow's marks cleaned away; acc takes the
-  highest sum
-           of log-likelihoods, acc_norm divides it by the characters of the ending (the open leaderboards' number)
+           highest sum of log-likelihoods, acc_norm divides it by the characters of the ending (the open leaderboards'
+           number)
   llm.c    the context as it is; acc_norm takes the lowest mean loss a token, acc the lowest sum (build-nanogpt's and
-  llm.c's number)
+           llm.c's number)
 """
 
 import math
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from gpt2 import parallel
-from gpt2.errors import UserError
+from gpt2.errors import UserError, first_line
 from gpt2.files import from_json
 from gpt2.perplexity import rows_at_a_time, token_losses
 
@@ -67,7 +67,7 @@ def from_datasets(source):
         return list(datasets.load_dataset(str(source), split="validation"))
     except Exception as error:  # every layer below has errors of its own
         raise UserError(
-            f"--hellaswag {source}: neither a jsonl file nor a dataset that can be had ({str(error).splitlines()[0]})"
+            f"--hellaswag {source}: neither a jsonl file nor a dataset that can be had ({first_line(error)})"
         ) from None
 
 

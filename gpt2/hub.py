@@ -109,14 +109,20 @@ def explained(error, dataset):
 class Hub:
     """Documents of a dataset, streamed with the library `datasets`: one of the hub's, or a folder on this machine.
 
-    revision: the commit of a preparation that is continued, or None. A row that cannot be fetched for a reason that
+    found: the identity of a preparation that is continued, whose commit stands where the revision asked for is the same
+    or none; or None. A row that cannot be fetched for a reason that
     passes is tried again, with growing pauses, from where the reader stood.
     """
 
-    def __init__(self, args, revision):
+    def __init__(self, args, found=None):
         self.args, self.columns, self.name = args, Columns(args), Path(args.dataset).name
-        self.revision = revision if revision and not args.revision else commit(args.dataset, args.revision)
+        known, asked = (found or {}).get("revision"), (found or {}).get("revision_asked")
+        if known and args.revision in (None, known, asked):
+            self.revision = known
+        else:
+            self.revision, asked = commit(args.dataset, args.revision), args.revision
         self.identity = {"dataset": args.dataset, "name": args.name, "split": args.split, "revision": self.revision}
+        self.identity |= {"revision_asked": asked} if asked else {}
 
     def open(self):
         """Find out how much there is. UserError where the dataset cannot be had."""
@@ -127,7 +133,7 @@ class Hub:
         try:
             splits = self.load().info.splits or {}
         except Exception as error:  # every layer below has errors of its own
-            offline = not os.path.isdir(args.dataset) and (passes(error) or "HF_HUB_OFFLINE" in os.environ)
+            offline = not os.path.isdir(args.dataset) and (passes(error) or not reachable())
             way = "text of your own is prepared with --input FILE_OR_GLOB ..."
             what = f"the Hugging Face hub cannot be reached; {way}" if offline else explained(error, args.dataset)
             raise UserError(f"{args.dataset}: {what}") from None

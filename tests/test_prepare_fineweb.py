@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt2 import tokenizer
+from gpt2.errors import UserError
 from tests.conftest import refused, run, shared_data, start
 
 TEXTS = [
@@ -688,3 +689,25 @@ def test_a_file_that_changed_but_in_size_is_another(tmp_path):
     meta["source"]["input"] = [file[:2] for file in meta["source"]["input"]]
     (out / "meta.json").write_text(json.dumps(meta))
     assert "is finished" in prepare("--input", path, "--out_dir", out, "--tokenizer", "byte").stdout
+
+
+def test_what_another_preparation_wrote_before_the_lock_is_not_overwritten(tmp_path, monkeypatch, capsys):
+    import prepare_fineweb
+
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    out = tmp_path / "out"
+    arguments = ["--input", str(tmp_path / "a.jsonl"), "--out_dir", str(out), "--tokenizer", "byte", "--val_tokens"]
+    opened, nested = prepare_fineweb.Files.open, []
+
+    def finished_meanwhile(source):
+        opened(source)
+        if not nested:
+            nested.append(True)
+            prepare_fineweb.prepare(prepare_fineweb.parse([*arguments, "9"]))
+
+    monkeypatch.setattr(prepare_fineweb.Files, "open", finished_meanwhile)
+    with pytest.raises(UserError, match="another preparation has just written there: give the command again"):
+        prepare_fineweb.prepare(prepare_fineweb.parse([*arguments, "9"]))
+    assert texts_in(out) == TEXTS
+    prepare_fineweb.prepare(prepare_fineweb.parse([*arguments, "9"]))
+    assert "is finished" in capsys.readouterr().out

@@ -177,6 +177,9 @@ def test_push_uploads_the_folder(finished_run, command, tmp_path, monkeypatch):
     monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("no network")))
     code, _, err = command(export, finished_run("char"), "--to", tmp_path / "again", "--push", "me/sparse")
     assert code == 2 and "no network" in err and (tmp_path / "again" / "config.json").exists()
+    monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: (_ for _ in ()).throw(TimeoutError()))
+    code, _, err = command(export, finished_run("char"), "--to", tmp_path / "third", "--push", "me/sparse")
+    assert code == 2 and f"TimeoutError; the export in {tmp_path / 'third'} is whole" in err
 
 
 def test_what_is_there_is_not_touched(finished_run, command, tmp_path):

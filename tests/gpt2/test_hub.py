@@ -135,3 +135,29 @@ def test_files_of_other_columns_are_said_at_once(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="column names don't match.*files differ in their columns.*--input") as refusal:
         list(hub.records())
     assert "\n" not in str(refusal.value) and "continues" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("asked, offline", [("0", False), ("false", False), ("1", True)])
+def test_a_mistake_is_not_taken_for_a_network_that_is_away(asked, offline, monkeypatch):
+    mistake = caused(FileNotFoundError("no such dataset"), HttpError(404))
+    served = SimpleNamespace(load_dataset=lambda *_, **__: (_ for _ in ()).throw(mistake))
+    monkeypatch.setattr("gpt2.hub.import_datasets", lambda: served)
+    monkeypatch.setenv("HF_HUB_OFFLINE", asked)
+    with pytest.raises(UserError, match="cannot be reached" if offline else "no such dataset.*right --dataset"):
+        hub_of(monkeypatch, None, None).open()
+
+
+def hub_of(monkeypatch, revision, found, newest="c2"):
+    """A Hub of which --revision is `revision`, where the preparation so far is of `found`."""
+    monkeypatch.setattr("gpt2.hub.commit", lambda dataset, revision: newest)
+    columns = dict(text_column="text", min_score=None, max_tokens=None, skip_bad=False)
+    return Hub(SimpleNamespace(dataset="some/set", name=None, split="train", revision=revision, **columns), found)
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_the_same_command_reads_the_commit_that_it_began_with(revision, monkeypatch):
+    begun = hub_of(monkeypatch, revision, None, newest="c1").identity
+    assert begun["revision"] == "c1"
+    for again in (revision, None, "c1"):  # the branch has moved since, or the hub is away
+        assert hub_of(monkeypatch, again, begun).identity == begun
+    assert hub_of(monkeypatch, "other", begun).identity["revision"] == "c2"
