@@ -419,7 +419,7 @@ def out_of_range(config, names):
 
 def impossible(config, names):
     """A line for each value out of its range and each combination that cannot be."""
-    problems = out_of_range(config, names)
+    problems, resolved = out_of_range(config, names), with_defaults_resolved(config)
     if config.n_head > 0 and config.n_embd % config.n_head:
         problems.append(f"n_embd={config.n_embd} is not divisible by n_head={config.n_head}")
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -429,19 +429,16 @@ def impossible(config, names):
             f"gradient_accumulation_steps={config.gradient_accumulation_steps} is not divisible by the {world_size} "
             f"ranks; try --gradient_accumulation_steps={fit}"
         )
-    if (
-        config.criterion != "none"
-        and config.prune_begin != -1
-        and not 1 <= config.prune_begin <= config.prune_end <= config.max_iters
-    ):
+    begin, end = resolved.prune_begin, resolved.prune_end
+    given = (config.prune_begin, config.prune_end) != (-1, -1)
+    if config.criterion != "none" and given and not 1 <= begin <= end <= config.max_iters:
         problems.append(
-            f"prune_begin={config.prune_begin}, prune_end={config.prune_end}: expected 1 <= prune_begin <= prune_end "
-            f"<= max_iters={config.max_iters}"
+            f"prune_begin={begin}, prune_end={end}: expected 1 <= prune_begin <= prune_end <= "
+            f"max_iters={config.max_iters}"
         )
-    if config.lr_decay_begin > max(config.warmup_iters, with_defaults_resolved(config).lr_decay_iters):
+    if config.lr_decay_begin > max(config.warmup_iters, resolved.lr_decay_iters):
         problems.append(
-            f"lr_decay_begin={config.lr_decay_begin}: expected at most lr_decay_iters="
-            f"{with_defaults_resolved(config).lr_decay_iters}"
+            f"lr_decay_begin={config.lr_decay_begin}: expected at most lr_decay_iters={resolved.lr_decay_iters}"
         )
     problems += impossible_pattern(config)
     if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:

@@ -150,3 +150,11 @@ def test_a_device_that_cannot_be_is_among_the_problems_named_at_once():
         "device=cuba: expected one of auto, cpu, cuda, mps (did you mean cuda?)",
     )
     assert str(refused.value).splitlines() == list(expected)
+
+
+@pytest.mark.parametrize("given, wrong", [("--prune_begin=100", False), ("--prune_end=5", True)])
+def test_a_slip_elsewhere_neither_hides_nor_invents_what_is_wrong_with_the_ramp(given, wrong):
+    with pytest.raises(UserError) as refused:
+        load_config(["--criterion=magnitude", given, "--lr=1e-3"], NAMES)
+    slip, *others = str(refused.value).splitlines()
+    assert "unknown option 'lr'" in slip and [line.startswith("prune_begin=") for line in others] == [True] * wrong
