@@ -88,10 +88,8 @@ def mistakes(plan):
     """What is wrong with a plan, a line each."""
     problems = []
     for arm, own in plan.arms.items():
-        unknown = [
-            name for name in {**plan.base, **own} if name not in Config.__dataclass_fields__ and name != "change"
-        ]
-        problems += [f"{arm}: unknown option {name!r}{nearest(name, Config.__dataclass_fields__)}" for name in unknown]
+        unknown = [name for name in {**plan.base, **own} if name not in OPTIONS and name != "change"]
+        problems += [f"{arm}: unknown option {name!r}{nearest(name, OPTIONS)}" for name in unknown]
         if "change" in own and own["change"][0] not in ARMS:
             problems.append(f"{arm}: unknown change {own['change'][0]!r}{nearest(own['change'][0], ARMS)}")
         if not unknown:

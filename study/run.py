@@ -312,7 +312,7 @@ def start(args, run, slot, output):
 def outcome(plan, run, code, args, log):
     path = plan.path(*run, args.results)
     if code:
-        return f"FAILED, see {log}: " + log.read_text().strip().splitlines()[-1]
+        return f"FAILED, see {log}: " + (log.read_text().strip() or f"exit code {code}, and no word").splitlines()[-1]
     if args.repeat:
         return "repeated"
     if not path.exists():

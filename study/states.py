@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 import train_gpt2
-from gpt2.errors import Parser, one_line_errors
+from gpt2.errors import Parser, UserError, one_line_errors
 from gpt2.files import check_writable, write_json
 from pruning import Pruner
 from study import data
 from study.plan import RESULTS, load_plan
-from study.run import circumstances, data_dir
+from study.run import circumstances, data_dir, is_finished
 
 CRITERIA = ("magnitude", "bitter0", "bitter3", "bitter5", "bitter6", "bitter7", "bitter8", "bitter9")
 CRITERIA += ("variance_quarter", "variance_half", "variance_within", "random")
@@ -33,7 +33,7 @@ class Observer:
     def __init__(self, model, optimizer, config):
         self.model, self.optimizer, self.config, self.step = model, optimizer, config, 0
         self.histograms, self.raw, self.overlap = {}, [], {}
-        # one pruner a criterion: from the first step on, so that movement knows the initial weights
+        # one pruner a criterion: from the first step on, so that each counts its steps
         self.pruners = {name: Pruner(model, optimizer, name, 0.9) for name in CRITERIA}
         self.layers = self.pruners["magnitude"].layers
         optimizer.register_step_pre_hook(self.before_step)
@@ -98,6 +98,8 @@ def observe(plan, args):
         return pruner
 
     train_gpt2.train(config, watch)
+    if not is_finished(config):
+        raise UserError("stopped on the way: nothing was written")
     seen = observers[0]
     return {
         "plan": plan.name,

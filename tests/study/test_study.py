@@ -24,7 +24,7 @@ from gpt2.errors import UserError
 from study import report, states
 from study.arms import ARMS
 from study.plan import NAMES, load_plan, problems
-from study.run import circumstances, main, parse, read_results, run_all, run_one, table, take_over
+from study.run import circumstances, main, outcome, parse, read_results, run_all, run_one, table, take_over
 from tests.conftest import ROOT
 
 PLAN = """
@@ -347,6 +347,22 @@ def test_what_cannot_be_written_is_one_line_before_the_work(module, options, wor
         module.main([*plan, *options])
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and words in lines[0]
+
+
+def test_states_of_a_run_that_was_stopped_are_not_written(folder, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(folder)
+    train = train_gpt2.train
+    monkeypatch.setattr(train_gpt2, "train", lambda config, watch: train(replace(config, max_hours=1e-9), watch))
+    with pytest.raises(SystemExit, match="2"):
+        states.main(["--plan", "toy.py", "--results", str(tmp_path)])
+    assert "stopped on the way: nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_run_that_died_without_a_word_the_exit_code_is_told(folder, plan, tmp_path):
+    (tmp_path / "log").write_text("\n")
+    said = outcome(plan, ("dense", 0), -9, arguments(folder, "results"), tmp_path / "log")
+    assert said == f"FAILED, see {tmp_path / 'log'}: exit code -9, and no word"
 
 
 @pytest.mark.parametrize("one", [("denze", "0"), ("dense", "9"), ("dense", "zero")])
