@@ -80,14 +80,14 @@ def table_of(batch_size, rows):
     """Markdown of one vocabulary's rungs."""
     lines = ["| | tokens/s | spread | gain | against nanoGPT | memory | loss |", "|---|---|---|---|---|---|---|"]
     tokens = batch_size * SIZE["block_size"]
-    before = None
+    before, times = None, {name: row["seconds"] for name, row in rows.items() if "seconds" in row}
     for name, row in rows.items():
         if "failed" in row:
             lines.append(f"| {name} | failed: {row['failed'].splitlines()[-1]} |" + " |" * 5)
             continue
         seconds, rival = row["seconds"], CHOSEN if "pruned" in name else before
-        gain = f"{ratio(seconds, rows[rival]['seconds']) - 1:+.1%}" if rival else ""
-        against = f"{ratio(seconds, rows['nanoGPT']['seconds']):.2f}x" if "nanoGPT" in rows else ""
+        gain = f"{ratio(seconds, times[rival]) - 1:+.1%}" if rival in times else ""
+        against = f"{ratio(seconds, times['nanoGPT']):.2f}x" if "nanoGPT" in times else ""
         lines.append(
             f"| {name} | {tokens / statistics.median(seconds):,.0f} | {spread(seconds):.0%} | {gain} | {against} | "
             f"{row['memory'] / 1e6:,.0f} MB | {row['loss']:.4f} |"

@@ -289,7 +289,7 @@ def compare_optimizers(groups, name, path):
         axes[-1],
         groups,
         [NAMES[g.optimizer] + (f" {g.method}" if g.method != "dense" else "") for g in groups],
-        [COLOURS[METHODS.index(g.method)] for g in groups],
+        [COLOURS[METHODS.index(g.method) if g.method in METHODS else -1] for g in groups],
     )
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
     figure.suptitle(title(f"Optimizers, {name}: LeNet-5 on MNIST", groups))

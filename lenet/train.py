@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.errors import Parser, UserError, first_line, one_line_errors
 from gpt2.files import check_writable, write_json
 from gpt2.parallel import NO_COMPILER, has_compiler
 from gpt2.progress import progress
@@ -125,7 +125,7 @@ def check(options):
     try:
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError) as error:
-        problems.append(f"--device {options.device}: {str(error).splitlines()[0]}")
+        problems.append(f"--device {options.device}: {first_line(error)}")
     if options.compile and options.device == "cpu" and not has_compiler(torch.device("cpu")):
         problems.append(f"--{NO_COMPILER}")
     if problems:

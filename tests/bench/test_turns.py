@@ -67,3 +67,15 @@ class Here:
 
 def test_ratio_and_spread_are_of_rounds():
     assert ratio([1.0, 2.0, 4.0], [2.0, 2.0, 16.0]) == 2.0 and spread([1.0, 2.0, 4.0]) == 1.5
+
+
+def test_a_table_has_a_line_for_what_failed_and_ratios_of_the_rest():
+    from bench.ladder import CHOSEN, table_of
+
+    row = lambda *seconds: {"seconds": list(seconds), "memory": 2e6, "loss": 4.0}
+    rows = {"nanoGPT": {"failed": "Traceback\nMemoryError"}, "plain": row(2.0, 2.0), CHOSEN: {"failed": "killed"}}
+    lines = table_of(1, rows | {"the same, pruned": row(1.0, 1.0)})
+    assert "| nanoGPT | failed: MemoryError |" in lines[2] and "| failed: killed |" in lines[4]
+    assert lines[3] == "| plain | 128 | 0% |  |  | 2 MB | 4.0000 |" and "| 256 | 0% |  |  |" in lines[5]
+    rows["nanoGPT"] = row(4.0, 4.0)
+    assert "| 2.00x |" in table_of(1, rows)[3]

@@ -79,6 +79,12 @@ def test_runs_figures_and_continuation(tmp_path):
         in (tmp_path / "out" / "table.md").read_text()
     )
 
+    others = tmp_path / "out" / "runs" / "other.json"  # a criterion that has no colour of its own
+    one = json.loads(everything["adamwprune_bitter7_90_seed0.json"])
+    others.write_text(json.dumps(one | {"config": one["config"] | {"criterion": "bitter3"}}))
+    assert run("-m lenet.plots", tmp_path / "out").stdout.split() == figures
+    others.unlink()
+
     run("-m lenet.plot_comparison", *(tmp_path / "out" / "runs").iterdir(), "--out", tmp_path / "c.png")
     run("-m lenet.plot_training", tmp_path / "out" / "runs" / "sgd_movement_90_seed0.json", "--out", tmp_path / "t.png")
     assert (tmp_path / "c.png").stat().st_size > 10_000 and (tmp_path / "t.png").stat().st_size > 10_000
