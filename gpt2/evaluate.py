@@ -193,7 +193,7 @@ def make_parser():
     parser.add_argument(
         "--lm_eval", metavar="TASKS", help="tasks of lm-evaluation-harness, or YAML files of one's own, by commas"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the best that is there")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: cuda where there is one, else cpu")
     parser.add_argument(
         "--dtype", choices=("auto", "float32", "bfloat16"), help="of the computation (default: the run's, or auto)"
     )

@@ -40,6 +40,6 @@ def learning_rate(step, config):
 
 
 def set_learning_rate(optimizer, step, config):
-    """Give every group the learning rate of `step`, times the group's lr_scale where it has one."""
+    """Give every group the learning rate of `step`."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config) * group.get("lr_scale", 1.0)
+        group["lr"] = learning_rate(step, config)

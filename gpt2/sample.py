@@ -55,7 +55,7 @@ def main(arguments):
     parser.add_argument(
         "--data_dir", help="the run's data, for a checkpoint of earlier versions, without its tokenizer"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto for the best that is there")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, mps, or auto: cuda where there is one, else cpu")
     parser.add_argument(
         "--sparse",
         action=argparse.BooleanOptionalAction,

@@ -68,7 +68,7 @@ def beyond_cap(scores: Scores, part: Lowest, caps: Sequence[int]) -> list[int]:
     if all(most <= caps[i] for i, most in zip(part.which, part.threshold.most)):
         return []
     below, ties = count(scores, part)
-    taken = below.sum(1) + served_in_order(ties.sum(1), part.ties_taken)
+    taken = below + served_in_order(ties, part.ties_taken)
     return [i for i, number in zip(part.which, taken.tolist()) if number > caps[i]]
 
 
@@ -108,28 +108,28 @@ def shares_of_ties(
     for (n, i, _), number in zip(tied, ties):
         counts[groups[n, i]] += number
     on_ranks = scores.ranks.all_gather(counts).tolist() if scores.ranks.sharded else [counts.tolist()]
-    mine = on_ranks[scores.ranks.rank if scores.ranks.sharded else 0]
-    left = {n: parts[n].ties_taken for n in wanted}
-    for (n, _), place in groups.items():
-        for counts_there in on_ranks:
+    rank = scores.ranks.rank if scores.ranks.sharded else 0
+    left, mine = {n: parts[n].ties_taken for n in wanted}, {}
+    for (n, i), place in groups.items():
+        for there, counts_there in enumerate(on_ranks):
             given = min(left[n], counts_there[place])
             left[n] -= given
-            if counts_there is mine:
-                mine[place] = given
+            if there == rank:
+                mine[n, i] = given
     shares = []
     for (n, i, _), number in zip(tied, torch.stack(ties).tolist() if ties else []):
-        shares.append(min(mine[groups[n, i]], number))
-        mine[groups[n, i]] -= shares[-1]
+        shares.append(min(mine[n, i], number))
+        mine[n, i] -= shares[-1]
     return shares
 
 
 def count(scores: Scores, part: Lowest) -> torch.Tensor:
-    """(keys below the threshold, keys equal to it), each int64 [layers, ranks], on the CPU. A collective."""
+    """(keys below the threshold, keys equal to it), each int64 [layers], on the CPU. A collective."""
     counts = torch.zeros(2, len(part.which), dtype=torch.int64, device=scores.device)
     for place, key in scores.counted(part.which):
         counts[0, place] += (key < part.threshold.key).sum()
         counts[1, place] += (key == part.threshold.key).sum()
-    return scores.ranks.all_gather(counts).permute(1, 2, 0).cpu()
+    return scores.ranks.all_reduce(counts).cpu()
 
 
 def served_in_order(counts: torch.Tensor, quota: int) -> torch.Tensor:

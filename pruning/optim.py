@@ -69,7 +69,8 @@ class Training:
         self.optimizer, self.schedule, self.clip, self.spam, self.pruner = optimizer, schedule, clip, spam, pruner
 
     def step(self):
-        """One optimizer step from the gradients that are there; clears them. Never waits for the device."""
+        """One optimizer step from the gradients that are there; clears them. Waits for the device only where the pruner
+        updates or looks."""
         if self.pruner:
             self.pruner.mask_gradients()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

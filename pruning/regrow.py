@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 
 from pruning.choice import lowest, places
+from pruning.criteria import magnitude
 from pruning.pruner import Pruner
 from pruning.ranks import local
 from pruning.scores import Scores
@@ -37,7 +38,7 @@ class Regrow(Pruner):
         if self.pattern:
             raise ValueError("pattern= cannot be combined with regrowth, which moves weights about in a layer")
         self.drop_fraction, self.updated = drop_fraction, 0
-        self.gradients = GradientScores(self.layers, self.ranks, self.scores.optimizer, self.scores.criterion, None)
+        self.gradients = GradientScores(self.layers, self.ranks, self.scores.optimizer, magnitude, None)
 
     @torch.no_grad()
     def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:

@@ -16,7 +16,7 @@ def train(name, fused, gradients):
     """The tensors of an optimizer, and its Guard, after steps with these gradients of a weight."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(5, 3))
-    optimizer = base_optimizer(name, [{"params": [weight], "lr_scale": 1.0}], 0.1, 0.1, (0.9, 0.95), fused)
+    optimizer = base_optimizer(name, [{"params": [weight]}], 0.1, 0.1, (0.9, 0.95), fused)
     guard = Guard(optimizer, 0.0, 1000, weight.device)
     for gradient in gradients:
         weight.grad = gradient.clone()

@@ -50,16 +50,15 @@ def test_an_unknown_optimizer_names_the_nearest():
         load_config(["--optimizer=adamspam"], {"optimizer": OPTIMIZERS})
 
 
-def test_groups_decay_matrices_alone_and_keep_their_share_of_the_rate():
+def test_groups_decay_matrices_alone_and_share_the_rate():
     config = Config(warmup_iters=4, lr_decay_iters=10, min_lr=1e-5, max_iters=10)
     optimizer = make_optimizer(GPT(TINY), config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [config.weight_decay, 0.0]
     assert {p.dim() for p in optimizer.param_groups[1]["params"]} == {1}
-    optimizer.param_groups[0]["lr_scale"] = 3.0
     for step in (1, 4, 7, 10):
         set_learning_rate(optimizer, step, config)
         rates = [group["lr"] for group in optimizer.param_groups]
-        assert rates == [3.0 * learning_rate(step, config), learning_rate(step, config)]
+        assert rates == [learning_rate(step, config)] * 2
 
 
 def test_the_rate_is_held_and_then_falls_along_its_line():

@@ -1,6 +1,7 @@
 """Regrowth and straight-through, and what methods cost."""
 
 import copy
+import gc
 import math
 
 import pytest
@@ -328,3 +329,12 @@ def test_what_regrows_lives_in_every_dtype(dtype):
         assert zeros_of(model).sum() == round(0.5 * (1 - (1 - (step + 1) / 30) ** 3) * pruner.prunable)
         optimizer.step()
         pruner.step()
+
+
+def test_regrow_keeps_the_initial_weights_that_movement_needs_once():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = {id(t) for t in gc.get_objects() if type(t) is torch.Tensor}
+    pruner = Regrow(model, optimizer, "movement", 0.5, begin=1, end=2)
+    made = [t for t in gc.get_objects() if type(t) is torch.Tensor and id(t) not in before and t.dim() > 1]
+    assert sum(t.nbytes for t in made) == pruner.buffer_bytes() == 4 * pruner.prunable
