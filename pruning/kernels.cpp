@@ -77,6 +77,14 @@ int64_t window(const int32_t *keys, int64_t first, int64_t width, int64_t *most,
     return total;
 }
 
+// How many of the n numbers are zero.
+int64_t count_zeros(const float *numbers, int64_t n) {
+    int64_t zeros = 0;
+#pragma omp parallel for simd schedule(static) reduction(+ : zeros) if (n > WORTH_IT)
+    for (int64_t i = 0; i < n; i++) zeros += numbers[i] == 0;
+    return zeros;
+}
+
 // Sets live to whether each of the n scores reaches `at`; returns how many are equal to it at weights that are not
 // zero.
 int64_t divide(const float *scores, const float *weights, double at, float *live, int64_t n) {

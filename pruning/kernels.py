@@ -19,7 +19,7 @@ def library() -> Any:
     """The kernels, compiled once a machine; None where they cannot be."""
     kernels = compiled(Path(__file__).with_suffix(".cpp"))
     if kernels:
-        kernels.window.restype = kernels.divide.restype = ctypes.c_int64
+        kernels.window.restype = kernels.divide.restype = kernels.count_zeros.restype = ctypes.c_int64
     return kernels
 
 
@@ -49,6 +49,12 @@ def window(key: torch.Tensor, first: int, width: int, most: torch.Tensor, worst:
     inside = torch.empty_like(key)
     number = call(library().window, key, first, width, most, worst, inside, key.numel())
     return inside[:number].clone()
+
+
+def count_zeros(numbers: torch.Tensor) -> torch.Tensor:
+    """An int64 scalar: how many of the float32 `numbers` are zero."""
+    numbers = numbers.contiguous()
+    return torch.tensor(call(library().count_zeros, numbers, numbers.numel()), device=numbers.device)
 
 
 def divide(scores: torch.Tensor, at: float, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ from pruning.settings import name_of
 from pruning.stepping import check_optimizer, group_of
 
 CHUNK = {"cpu": 2**18, "cuda": 2**22}  # weights scored at a time: what fits into a CPU's cache, what fills a GPU
-KEPT = 2**20  # weights whose keys, 4 MiB, are kept through an update rather than made in each of its passes
-SAMPLED = 2**18  # weights that are sampled, where that saves a pass over twice as many or more
+KEPT = 2**23  # weights whose keys, 32 MiB, are kept through an update rather than made in each of its passes
+SAMPLED = 2**18  # weights that are sampled, where that saves a pass over four times as many or more
 NOT_STATES = ("weight", "initial_weight", "position", "step", "beta1")
 NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)  # no *args, no **options
 STATE_BEHIND = {"mean_exp_avg_sq": "exp_avg_sq"}  # the state from which an argument is computed, where names differ
@@ -163,10 +163,11 @@ class Scores:
         size = sum(self.layers[i].size for i in which)
         zeros = sum(self.zeros[i] for i in which)
         apart = min(size // SAMPLED, 64)
-        if self.device.type != "cpu" or self.pattern or self.kept is not None or apart < 2:
+        if self.device.type != "cpu" or self.pattern or apart < 4:
             return None
         mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
-        return (self.keys(i, slice(0, local(self.layers[i].parameter).shape[0], apart)) for i in mine), size, zeros
+        of = lambda i: self.new_keys(i, slice(0, local(self.layers[i].parameter).shape[0], apart))
+        return map(of, mine), size, zeros
 
     def chunks(self, i: int) -> list[slice]:
         """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from pruning import kernels
 from pruning.layers import Layer, clean
 from pruning.ranks import full, is_distributed, local, part_like
 
@@ -49,8 +50,11 @@ def zero_all_where_zero(tensors: Sequence[torch.Tensor], weight: torch.Tensor) -
 def count_zeros(tensor: torch.Tensor) -> torch.Tensor:
     """How many elements are zero, an int64 scalar on the tensor's device.
 
-    By sums of float32 ones, three times as fast on a CPU as those of booleans; each of so few that it is exact.
+    Without kernels by sums of float32 ones, three times as fast on a CPU as those of booleans; each of so few that it
+    is exact.
     """
+    if tensor.dtype == torch.float32 and kernels.usable(tensor):
+        return kernels.count_zeros(tensor.detach())
     pieces = tensor.detach().flatten().split(EXACT if tensor.device.type == "cpu" else 2**24)
     ones = [torch.eq(piece, 0, out=torch.empty_like(piece, dtype=torch.float32)).sum() for piece in pieces]
     return torch.stack(ones).sum(dtype=torch.int64)

@@ -383,7 +383,10 @@ def test_a_copy_of_another_model_is_refused_and_left_as_it_is():
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (513, 1025), (2, 3, 5, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_zeros_are_counted_exactly(shape, dtype):
+@pytest.mark.parametrize("kernel", [True, False])
+def test_zeros_are_counted_exactly(shape, dtype, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr("pruning.kernels.library", lambda: None)
     tensor = torch.randint(0, 3, shape).to(dtype) * torch.randint(0, 2, shape).sub(0.5).sign().to(dtype)
     assert count_zeros(tensor).item() == (tensor == 0).sum().item()
     assert count_zeros(tensor.transpose(0, 1)).item() == (tensor == 0).sum().item()
