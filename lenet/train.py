@@ -5,13 +5,14 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from gpt2.errors import Parser, UserError, first_line, one_line_errors
+from gpt2.errors import Parser, UserError, first_line, one_line_errors, warn
 from gpt2.files import check_writable, write_json
 from gpt2.parallel import NO_COMPILER, has_compiler
 from gpt2.progress import progress
@@ -25,6 +26,8 @@ from pruning.optim import Training, adamwadv, adamwprune, adamwspam, base_optimi
 OPTIMIZERS = (*BASES, "adamwprune")
 METHODS = ("none", "movement", "magnitude", "state", "random")
 VARIANTS = tuple(f"bitter{i}" for i in range(10))
+PRUNING = ("--adamwprune-variant", "--target-sparsity", "--pruning-warmup")  # options that only pruning reads
+SPAM = ("--spam-enable-clip", "--spam-theta", "--spam-interval", "--spam-warmup-steps")
 UPDATE_INTERVAL = 50  # steps from one pruning update to the next, as in the source
 COMPILED_STEPS = 1000  # that save the time it takes to compile
 RAMP = 0.8  # share of the training at whose end the target sparsity is reached: 8 of 10 epochs
@@ -92,6 +95,7 @@ def parse(arguments=None):
     )
     options = parser.parse_args(arguments)
     check(options)
+    warn_of_unread(options, sys.argv[1:] if arguments is None else arguments)
     return options
 
 
@@ -130,6 +134,21 @@ def check(options):
         problems.append(f"--{NO_COMPILER}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def warn_of_unread(options, arguments):
+    """A line on stderr for options that were typed and that such a run does not read."""
+    criterion = criterion_of(options)
+    unread = {
+        "without --pruning-method nothing is pruned": PRUNING * (criterion is None),
+        f"--pruning-method {options.pruning_method} has no variants": PRUNING[:1]
+        * (criterion not in (None, *VARIANTS)),
+        f"--optimizer {options.optimizer} is not adamwspam": SPAM * (options.optimizer != "adamwspam"),
+    }
+    typed = {argument.partition("=")[0] for argument in arguments}
+    for why, names in unread.items():
+        if idle := [name for name in names if name in typed]:
+            warn(f"{', '.join(idle)}: of no effect, as {why}")
 
 
 def criterion_of(options):

@@ -260,3 +260,19 @@ def test_help_names_every_flag_of_the_source():
         "compile",
     ):
         assert f"--{flag}" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--adamwprune-variant=bitter7", "--target-sparsity", "0.9"], "--adamwprune-variant, --target-sparsity: of"),
+        (["--pruning-method=magnitude", "--adamwprune-variant=bitter7", "--pruning-warmup=9"], "--adamwprune-variant:"),
+        (["--pruning-method=state", "--adamwprune-variant=bitter7", "--spam-theta=4"], "--spam-theta: of no effect"),
+        (["--pruning-method=movement", "--adamwprune-variant=bitter7", "--target-sparsity=0.9"], ""),
+        ([], ""),
+    ],
+)
+def test_options_that_a_run_does_not_read_are_said(arguments, said, capsys):
+    parse(["--optimizer=adamwprune", *arguments])
+    lines = capsys.readouterr().err.splitlines()
+    assert [said in line for line in lines] == [True] * bool(said)
