@@ -6,6 +6,8 @@
 #include <immintrin.h>
 #endif
 
+constexpr int64_t AHEAD = 1024;  // numbers: a page, before which the processor does not ask for the next by itself
+
 #ifdef __AVX2__
 // For each byte of a mask: which of the next stored weights each of eight lanes takes; negative where it takes none.
 struct Lanes {
@@ -33,6 +35,7 @@ static inline float dot(const uint8_t *mask, const float *values, const float *x
     __m256 even = _mm256_setzero_ps(), odd = even;
     int64_t i = 0;
     for (; i + 2 <= bytes; i += 2) {
+        __builtin_prefetch(values + AHEAD);
         even = _mm256_fmadd_ps(spread(mask[i], values), _mm256_loadu_ps(x + 8 * i), even);
         values += __builtin_popcount(mask[i]);
         odd = _mm256_fmadd_ps(spread(mask[i + 1], values), _mm256_loadu_ps(x + 8 * i + 8), odd);
@@ -67,6 +70,7 @@ extern "C" void columns(const uint16_t *columns, const float *values, const int6
         float a = 0, b = 0, c = 0, d = 0;
         int64_t i = starts[row], end = starts[row + 1];
         for (; i + 4 <= end; i += 4) {
+            __builtin_prefetch(values + i + AHEAD), __builtin_prefetch(columns + i + AHEAD);
             a += values[i] * x[columns[i]];
             b += values[i + 1] * x[columns[i + 1]];
             c += values[i + 2] * x[columns[i + 2]];
