@@ -62,7 +62,7 @@ def load_optimizer(optimizer, parameters, tensors):
             fill(state, source)
             optimizer.state[parameter][key] = state
             found[name].add(key)
-    keeps = "betas" in optimizer.defaults or optimizer.defaults.get("momentum")
+    keeps = "betas" in optimizer.defaults  # SGD has none where it had no momentum so far
     lacking = [name for name, keys in found.items() if keys != set().union(*found.values()) or keeps and not keys]
     if lacking:
         raise UserError(f"the checkpoint lacks states of the optimizer: those of {', '.join(lacking[:4])} are missing")
@@ -271,6 +271,11 @@ def find_run(config):
         raise UserError(
             f"the run in {out_dir} is finished ({found[1]['step']} of {config.max_iters} steps), and can be trained on "
             f"with a larger --max_iters alone: {'; '.join(changed)}; or {elsewhere}"
+        )
+    if found and found[1]["step"] > config.max_iters:
+        raise UserError(
+            f"max_iters={config.max_iters}: the run in {out_dir} has taken {found[1]['step']} steps: give more, or "
+            f"{elsewhere}"
         )
     return found
 

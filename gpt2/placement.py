@@ -14,6 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.compiling import backend_of
+from gpt2.parallel import autocast
 
 
 def place(model, config, world, dtype, compiling):
@@ -29,7 +30,10 @@ def place(model, config, world, dtype, compiling):
         pass
     model.to(world.device)
     compiled = torch.compile(model, backend=backend_of(compiling)) if compiling else model
-    return compiled, data_parallel(compiled, world)
+    fast = data_parallel(compiled, world)
+    if world.size > 2:
+        lay_out_buckets(fast, (config.batch_size, config.block_size), world, dtype)
+    return compiled, fast
 
 
 def data_parallel(model, world):
@@ -42,6 +46,18 @@ def data_parallel(model, world):
         bucket_cap_mb=128,  # torch.compile cuts the model where a bucket ends: at the default of 25, a 124M into 14
         gradient_as_bucket_view=True,
     )
+
+
+def lay_out_buckets(model, shape, world, dtype):
+    """A micro-batch forward and backward, of which nothing stays, before the first that counts.
+
+    DDP lays its buckets out anew after its first backward pass, and in which order more than two ranks' gradients are
+    added depends on their place in a bucket. A run that is continued adds as one that was not stopped.
+    """
+    tokens = torch.zeros(shape, dtype=torch.int64, device=world.device)
+    with autocast(world.device, dtype):
+        model(tokens, tokens, False)[1].backward()
+    model.zero_grad(set_to_none=True)
 
 
 def shard(model, seed, world, dtype, compiling):

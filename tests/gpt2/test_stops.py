@@ -71,6 +71,25 @@ def test_a_signal_costs_the_step_under_way(fault, step, zygote, undisturbed, dat
     assert "is finished" in again.output and metrics_of(tmp_path / "run") == lines
 
 
+def test_three_ranks_that_are_stopped_end_with_the_same_bytes(zygote, data_dir, tmp_path):
+    """Of three numbers a sum depends on the order, which DDP's buckets decide."""
+    options = [*SMALL, *PRUNED, "--gradient_accumulation_steps=3", "--learning_rate=1e-2", f"--data_dir={data_dir}"]
+    for name, fault in (("whole", None), ("stopped", "in_update:7:SIGTERM:0")):
+        arguments = [*options, f"--out_dir={tmp_path / name}"]
+        done = zygote.run(*arguments, ranks=3, **({"fault": fault} if fault else {}))
+        assert done.codes == [0] * 3 and ("the same command continues" in done.output) == bool(fault)
+    assert zygote.run(*arguments, ranks=3).codes == [0] * 3
+    assert files_of(tmp_path / "stopped", 30) == files_of(tmp_path / "whole", 30)
+
+
+def test_fewer_steps_than_were_taken_are_refused(zygote, data_dir, tmp_path):
+    arguments = [*SMALL, f"--data_dir={data_dir}", f"--out_dir={tmp_path / 'run'}", "--max_iters=20"]
+    assert zygote.run(*arguments, fault="in_update:11:SIGTERM").codes == [0]
+    lines = zygote.run(*arguments[:-1], "--max_iters=8", "--init_from=resume").refused()
+    assert len(lines) == 1 and "max_iters=8" in lines[0] and "has taken 11 steps: give more" in lines[0]
+    assert zygote.run(*arguments).codes == [0]
+
+
 def test_a_stop_after_an_evaluation_measures_nothing_twice(zygote, undisturbed, data_dir, tmp_path):
     """In the first micro-step after step 10, which was evaluated, in three batches, and not saved."""
     assert stopped_and_continued(zygote, data_dir, tmp_path / "run", "in_micro_step:44:SIGTERM") == 10
