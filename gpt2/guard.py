@@ -86,13 +86,15 @@ class Guard:
         return train_loss, grad_norm, int(skipped), row > 0
 
     def state_dict(self):
-        return {name: getattr(self, name) for name in ("skipped", "row", "seen", "mean", "square")}
+        return {name: getattr(self, name) for name in ("skipped", "row", "longest", "seen", "mean", "square")}
 
     def load_state_dict(self, state):
-        """Go on from the tensors that state_dict gave; {} is a run's start."""
+        """Go on from the tensors that state_dict gave, those of earlier versions without `longest`; {} is a run's
+        start."""
         for name, value in state.items():
             getattr(self, name).copy_(value)
-        self.longest.copy_(self.row)
+        if "longest" not in state:
+            self.longest.copy_(self.row)
 
 
 @torch.no_grad()

@@ -117,3 +117,15 @@ def test_its_state_goes_on_where_it_was_saved():
     assert first + steps(rest, norms[82:]) == verdicts and sum(verdicts) == 4
     for name, tensor in whole.state_dict().items():
         assert name == "skipped" or torch.equal(tensor, rest.state_dict()[name]), name
+
+
+def test_a_stop_between_two_looks_forgets_no_row():
+    stopped, continued = guard_of(), guard_of()
+    steps(stopped, [math.nan, math.nan, math.nan, 1.0])
+    state = {name: tensor.clone() for name, tensor in stopped.state_dict().items()}
+    continued.load_state_dict(state)
+    with pytest.raises(UserError, match="3 steps in a row"):
+        continued.read(5, torch.tensor(1.0), torch.tensor(1.0))
+    del state["longest"]  # as earlier versions wrote it
+    continued.load_state_dict(state)
+    assert continued.read(5, torch.tensor(1.0), torch.tensor(1.0)) == (1.0, 1.0, 3, False)
