@@ -2,6 +2,8 @@
 
 import torch
 
+from gpt2.errors import UserError
+
 
 class Past:
     """Keys and values of one layer for the tokens read so far, at most `size` of them."""
@@ -32,13 +34,15 @@ def generate(model, tokens, max_new_tokens, temperature=1.0, top_k=0, generator=
 
     temperature 0 takes the likeliest token; top_k: draw among so many likeliest ones, 0: among all. The model sees the
     last block_size tokens: while all fit, each is read once; beyond, where every token's position moves, the whole
-    window is read for each.
+    window is read for each. UserError for a model whose first logits are not finite, as after a training that diverged.
     """
     size, past = model.config.block_size, [Past(model.config.block_size) for _ in model.transformer.h]
-    for _ in range(max_new_tokens):
+    for number in range(max_new_tokens):
         fits = tokens.shape[1] <= size
         hidden = model.features(tokens[:, past[0].length :], past) if fits else model.features(tokens[:, -size:])
         logits = model.head(hidden[:, -1:])[:, 0, : model.config.vocab_size].float()
+        if number == 0 and not logits.isfinite().all():
+            raise UserError("the model's logits are not finite: its training diverged; take an earlier checkpoint")
         tokens = torch.cat([tokens, draw(logits, temperature, top_k, generator)], dim=1)
     return tokens
 

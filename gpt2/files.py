@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -14,10 +15,17 @@ from gpt2.errors import UserError
 
 
 def write_atomically(path, data):
-    """Write the bytes `data` to `path`: a reader, or a crash, finds the old file or the new one, never a part."""
+    """Write the bytes `data` to `path`: a reader, or a crash, finds the old file or the new one, never a part.
+
+    A link stays, and what it names is written; so do a device and a pipe, as /dev/stdout, which are written as they
+    are."""
     path = Path(path)
     if not path.name:  # as of "."
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if is_device(path):
+        path.write_bytes(data)
+        return
+    path = Path(os.path.realpath(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(beside, "wb") as file:
@@ -31,8 +39,28 @@ def write_atomically(path, data):
     sync(path.parent)
 
 
+def is_device(path):
+    """Whether `path` is there and neither a file nor a folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def is_utf8(path):
+    """Whether the name is one that libraries which take no others, as safetensors, can open."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def typed(path):
+    """A path as a shell's command takes it, of which it is no option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
 def check_writable(path):
     """UserError, before the work rather than after it, where the file `path` could not be written."""
+    if is_device(path):
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
@@ -50,6 +78,8 @@ def new_folder(to, option):
     UserError, naming the command's `option`, where `to` holds something already or cannot be written.
     """
     to = Path(to)
+    if not is_utf8(to.absolute()):
+        raise UserError(f"{option} {str(to)!r}: is no UTF-8: choose another name")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{option} {to}: is there already; remove it or name another folder")
     beside = to.absolute().with_name(f".{to.name}.{os.getpid()}.tmp")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt2 import tracking
 from gpt2.errors import UserError, first_line, warn
-from gpt2.files import Lines, write_atomically, write_json
+from gpt2.files import Lines, typed, write_atomically, write_json
 from gpt2.metrics import read_metrics
 from gpt2.picture import PICTURE, draw
 from gpt2.progress import progress
@@ -58,6 +58,8 @@ class Log:
             for name, value in metrics.items()
             if value is not None and (isinstance(value, dict) or math.isfinite(value))
         }
+        if len(line) == 1:
+            return
         self.metrics.write(json.dumps(line) + "\n")
         if self.tracker:
             self.tracker.log(line)
@@ -76,8 +78,8 @@ class Log:
         if self.active:
             try:
                 draw(self.config.out_dir)
-            except (OSError, ImportError, UserError) as error:
-                again = f"python -m gpt2.picture {self.config.out_dir} draws it"
+            except Exception as error:  # whatever a library of figures raises
+                again = f"python -m gpt2.picture {typed(self.config.out_dir)} draws it"
                 warn(f"{PICTURE} could not be written: {first_line(error)}; {again}")
             print(f"finished {self.config.max_iters} steps{last_numbers(self.config.out_dir)}")
             print(left_behind(self.config.out_dir))
@@ -102,7 +104,7 @@ def say_finished(config, step):
     """Of a run that had ended before: say so; draw the picture if it was killed before it did."""
     picture = Path(config.out_dir) / PICTURE
     if not picture.exists():
-        with contextlib.suppress(OSError, ImportError, UserError):  # in a folder that may only be read
+        with contextlib.suppress(Exception):  # as in a folder that may only be read
             draw(config.out_dir)
     print(
         f"the run in {config.out_dir} is finished ({step} of {config.max_iters} steps){last_numbers(config.out_dir)}; "
@@ -112,8 +114,10 @@ def say_finished(config, step):
 
 
 def last_numbers(out_dir):
-    """' at 50.00% sparsity (34.13% of all parameters), val_loss 1.2345', as far as metrics.jsonl has such numbers."""
-    last = {name: value for line in read_metrics(Path(out_dir) / "metrics.jsonl") for name, value in line.items()}
+    """' at 50.00% sparsity (34.13% of all parameters), val_loss 1.2345', as far as metrics.jsonl says so of its last
+    step."""
+    lines = read_metrics(Path(out_dir) / "metrics.jsonl")
+    last = {name: value for line in lines if line["step"] == lines[-1]["step"] for name, value in line.items()}
     sparsity = f" at {last['sparsity']:.2%} sparsity" if "sparsity" in last else ""
     of_all = f" ({last['sparsity_of_all']:.2%} of all parameters)" if "sparsity_of_all" in last else ""
     return sparsity + of_all + (f", val_loss {last['val_loss']:.4f}" if "val_loss" in last else "")
@@ -123,5 +127,5 @@ def left_behind(out_dir):
     picture = f"  picture      {out_dir}/{PICTURE}\n" if Path(out_dir, PICTURE).exists() else ""
     return (
         f"  checkpoints  {out_dir}/checkpoints\n  metrics      {out_dir}/metrics.jsonl\n{picture}"
-        f"  try it       python -m gpt2.sample {out_dir}"
+        f"  try it       python -m gpt2.sample {typed(out_dir)}"
     )

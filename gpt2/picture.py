@@ -32,7 +32,8 @@ def draw(out_dir):
     axis.set(xlabel="optimizer step", ylabel="loss (nats a token)")
     axis.grid(alpha=0.3)
     handles = axis.get_legend_handles_labels()[0] + plot_sparsity(axis, lines)
-    figure.suptitle(f"{out_dir.resolve().name}: loss and sparsity")
+    name = out_dir.resolve().name.encode(errors="replace").decode()
+    figure.suptitle(f"{name}: loss and sparsity", parse_math=False)
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     path = out_dir / PICTURE

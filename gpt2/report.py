@@ -80,6 +80,11 @@ def checkpoint_of(out_dir):
 def summary(lines, name):
     """The row of the table: the last value of each number, tokens/s as a median, the time as the sum of the steps'."""
     last = {key: value for line in lines for key, value in line.items()}
+    final = next((line for line in reversed(lines) if "learning_rate" in line), last)
+    if "sparsity" not in final:  # zeros were let go
+        last.pop("sparsity", None)
+    if "train_loss" not in final:  # it is not finite any more
+        last = {key: value for key, value in last.items() if key not in ("train_loss", "val_loss")}
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     row = {key: last[key] for key in ("step", "train_loss", "val_loss", "sparsity") if key in last}
     if "val_loss" in last:
@@ -145,10 +150,10 @@ def sample_of(out_dir, found, tokens):
         return None
     try:
         words, model = load.tokenizer_of(found), load.build(found, "cpu")
+        start, draw = torch.tensor([[words.end_of_text]]), torch.Generator().manual_seed(1337)
+        return words.decode(generate(model, start, tokens, 0.8, 200, draw)[0].tolist())
     except UserError:
-        return None  # neither the checkpoint nor its data say which tokenizer it was
-    start, draw = torch.tensor([[words.end_of_text]]), torch.Generator().manual_seed(1337)
-    return words.decode(generate(model, start, tokens, 0.8, 200, draw)[0].tolist())
+        return None  # nobody says which tokenizer it was, or the weights are not finite
 
 
 def evaluation_of(found):

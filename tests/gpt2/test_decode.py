@@ -6,6 +6,7 @@ import torch.nn as nn
 
 from gpt2 import sparse_linear
 from gpt2.decode import Past, draw, generate
+from gpt2.errors import UserError
 from gpt2.model import GPT, GPTConfig
 
 
@@ -90,3 +91,12 @@ def test_a_temperature_near_zero_draws_the_likeliest_token():
     logits = torch.tensor([[1.0, 3.0, 2.0], [90.0, -5.0, 0.0]])
     for temperature in (1e-3, 1e-40, 1e-300):
         assert draw(logits.clone(), temperature, 0, torch.Generator().manual_seed(0)).tolist() == [[1], [0]]
+
+
+def test_a_model_whose_training_diverged_is_one_line():
+    model = a_model()
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = torch.nan
+    for temperature in (0, 0.8):
+        with pytest.raises(UserError, match="logits are not finite"):
+            generate(model, torch.zeros(1, 1, dtype=torch.int64), 3, temperature)

@@ -3,7 +3,9 @@ and a failed save that costs that save alone."""
 
 import errno
 import os
+import shlex
 import stat
+import threading
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 from gpt2 import checkpoint, writer
 from gpt2.errors import UserError
+from gpt2.files import check_writable, typed, write_atomically
 
 CONFIG = {"config": {}, "val_loss": 1.0}
 
@@ -132,3 +135,25 @@ def test_a_damaged_one_is_put_aside_by_a_run_and_left_by_a_command_that_reads(tm
         assert checkpoint.newest(tmp_path, put_aside)[1]["step"] == 1
         assert "skipping the damaged checkpoint" in capfd.readouterr().err
         assert set(os.listdir(tmp_path / "checkpoints")) == names
+
+
+def test_links_and_devices_stay_what_they_are(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for text in (b"old", b"new"):
+        write_atomically(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == text
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    check_writable(tmp_path / "pipe")
+    write_atomically(tmp_path / "pipe", b"text")
+    reader.join(10)
+    assert read == [b"text"] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]
+
+
+@pytest.mark.parametrize("path", ["-x", "a b", "plain/folder", "it's"])
+def test_a_printed_path_can_be_typed(path):
+    (given,) = shlex.split(typed(path))
+    assert os.path.normpath(given) == path and not given.startswith("-")
