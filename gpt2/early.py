@@ -22,6 +22,18 @@ def leave(number, frame):
     os._exit(130 if interrupted else 0)
 
 
+def open_closed():
+    """What a program was started without, as by `>&-`, is the null device: to print is no error, and no file that is
+    opened later is taken for it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+    sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")
+
+
+open_closed()
 heard, parent = [], os.getppid()
 spec = sys.modules["__main__"].__spec__
 program = f"python -m {spec.name}" if spec else os.path.basename(sys.argv[0])

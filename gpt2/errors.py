@@ -83,8 +83,8 @@ def first_line(error):
 
 
 class Heedless:
-    """A stream for print that goes on where the disk behind the other is full, or its terminal is gone: what that does
-    not take is lost. A pipe that nobody reads any more is still a BrokenPipeError."""
+    """A stream for print that goes on where the disk behind the other is full, or who read it is gone: what that does
+    not take is lost."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -97,12 +97,8 @@ class Heedless:
         self.dare(self.stream.flush)
 
     def dare(self, function, *arguments):
-        try:
+        with contextlib.suppress(OSError):
             function(*arguments)
-        except BrokenPipeError:
-            raise
-        except OSError:
-            pass
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

@@ -49,3 +49,17 @@ def test_every_command_listens_before_it_imports():
         lines = [line.strip() for line in path.read_text().splitlines()]
         first = next(line for line in lines if line.startswith(("import ", "from ")))
         assert first.startswith("import gpt2.early"), path
+
+
+@pytest.mark.parametrize("closed", ["1", "2", "0 1 2"])
+def test_what_a_program_was_started_without_is_the_null_device(closed, tmp_path):
+    program = (
+        "import gpt2.early, os, sys\nfor stream in (sys.stdout, sys.stderr): print('lost', file=stream, flush=True)\n"
+    )
+    program += "file = os.open('file', os.O_CREAT)\nos.exit = os._exit(0 if file > 2 else 3)"
+    (tmp_path / "sample.py").write_text(program)
+    closing = " ".join(f"{number}>&-" for number in closed.split())
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} sample.py {closing}"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0 and (tmp_path / "file").read_bytes() == b""
