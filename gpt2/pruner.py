@@ -14,15 +14,24 @@ def make_pruner(model, optimizer, config):
     ramp = (config.target_sparsity, config.schedule, config.prune_begin, config.prune_end, config.prune_interval)
     options = dict(allocation=config.allocation, pattern=config.pattern or None, keep_zeros=config.keep_zeros)
     try:
-        return Pruner(model, optimizer, config.criterion, *ramp, **options)
+        pruner = Pruner(model, optimizer, config.criterion, *ramp, **options)
+        return with_whole_layers(pruner) if config.keep_zeros and config.init_from not in STARTS else pruner
     except ValueError as error:
         raise UserError(str(error), shared=True) from None
 
 
 def keeper(model, optimizer):
     """A Pruner that prunes nothing and keeps the zeros there are, or None where there are none."""
-    pruner = Pruner(model, optimizer, target_sparsity=0.0)
+    pruner = with_whole_layers(Pruner(model, optimizer, target_sparsity=0.0))
     return pruner if pruner.masked else None
+
+
+def with_whole_layers(pruner):
+    """The Pruner, which keeps layers that are zero altogether too where others have zeros: trained weights were pruned
+    so."""
+    if pruner.masked:
+        pruner.keep_what_is_zero(updated=True)
+    return pruner
 
 
 def continue_pruner(pruner, model, optimizer, config, path, manifest):

@@ -129,7 +129,7 @@ def divides_by_zero(group: dict[str, Any], parameter: torch.Tensor, kinds: set[s
     """Whether eps, which is added in the parameter's dtype, by fused Adam in float32, vanishes there."""
     wide = group.get("fused") and kinds & {"Adam", "AdamW"}
     eps, dtype = group.get("eps"), torch.float32 if wide else parameter.dtype
-    return isinstance(eps, (int, float)) and not torch.tensor(eps, dtype=dtype)
+    return isinstance(eps, (int, float)) and not torch.tensor(eps, dtype=dtype, device="cpu")
 
 
 def group_of(optimizer: torch.optim.Optimizer, layer: Layer) -> dict[str, Any] | None:

@@ -166,3 +166,24 @@ def test_options_of_pruning_without_a_criterion_are_refused(files, typed, refuse
     else:
         with pytest.raises(UserError, match=f"^{re.escape(refused)}: without a criterion nothing is pruned"):
             load_config(arguments, {})
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        ("--init_from=resume",),
+        ("--init_from={}", "--out_dir={}2"),
+        ("--init_from={}", "--out_dir={}2", "--criterion=magnitude", "--target_sparsity=0.995"),
+    ],
+)
+def test_layers_that_were_pruned_away_stay_so(again, data_dir, tmp_path):
+    run = tmp_path / "run"
+    options = ["--criterion=magnitude", "--prune_interval=1", "--target_sparsity=0.99", "--n_embd=8", "--n_head=1"]
+    train(data_dir, run, *options)
+    before = zeros(run)
+    with_weights = load_file(checkpoint.at(str(run))[0] / "model.safetensors")
+    assert any(zero.all() for zero in before.values()), "else the test shows nothing"
+    more = [option.format(run) for option in again]
+    train(data_dir, run, "--n_embd=8", "--n_head=1", "--max_iters=12", *more)
+    after = run if again[0] == "--init_from=resume" else tmp_path / "run2"
+    assert kept(before, zeros(after)) and with_weights.keys() == weights(after).keys()

@@ -121,10 +121,11 @@ def test_default_dtypes_and_devices_change_nothing(default, monkeypatch):
     monkeypatch.setattr("pruning.scores.SAMPLED", 1000)
     model = linears((64, 64), (65, 63))
     scores = [torch.randint(9, p.shape).float() for p in model.parameters()]
-    pruner = Pruner(model, adam_with(model, exp_avg=scores), by_exp_avg, target_sparsity=0.6)
+    optimizer = adam_with(model, exp_avg=scores)
     set_default = torch.set_default_device if default == "meta" else torch.set_default_dtype
     set_default(default)
     try:
+        pruner = Pruner(model, optimizer, by_exp_avg, target_sparsity=0.6)
         for sparsity in (0.3, 0.6):
             pruner.prune_to(sparsity)
     finally:
