@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 from gpt2 import tokenizer
 from gpt2.config import shown
 from gpt2.errors import Parser, UserError, one_line_errors
+from gpt2.files import typed
 from gpt2.hub import Hub
 from gpt2.lock import locked
 from gpt2.preparation import Preparation, read_progress
@@ -50,7 +52,7 @@ def prepare(args):
         tokens = sum(shard["tokens"] for shard in meta["shards"])
         return print(
             f"{out_dir} is finished: {len(meta['shards'])} shards, {tokens:,} tokens; "
-            f"to check them: prepare_fineweb.py --verify {out_dir}"
+            f"to check them: prepare_fineweb.py --verify {typed(out_dir)}"
         )
     source.open()
     try:
@@ -193,10 +195,12 @@ def parse(arguments):
         where = arguments.index("--document_separator")
         arguments = [*arguments[:where], f"--document_separator={arguments[where + 1]}", *arguments[where + 2 :]]
     args = parser.parse_args(arguments)
-    for name in ("shard_size", "val_tokens", "workers"):
+    for name, most in (("shard_size", 2**31 - 1), ("val_tokens", 2**31 - 1), ("workers", 1024)):
         value = getattr(args, name)
-        if value is not None and not 1 <= value < 2**31:
-            raise UserError(f"--{name} {value}: expected a number from 1 to {2**31 - 1:,}")
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"--{name} {value}: expected a number from 1 to {most:,}")
+    if args.min_score is not None and math.isnan(args.min_score):
+        raise UserError("--min_score nan: expected a number")
     if args.dataset == FINEWEB and args.name is None:
         args.name = "sample-10BT"
     args.tokenizer, args.description = described(args.tokenizer)

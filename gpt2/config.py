@@ -10,6 +10,7 @@ import types
 from dataclasses import dataclass
 
 from gpt2.errors import UserError, warn
+from gpt2.files import is_utf8
 
 
 def option(default, help, choices=None, above=None, at_least=None, below=None):
@@ -315,7 +316,9 @@ def checked(values, where, problems):
 SYNONYMS = {
     "accumulate_grad_batches": "gradient_accumulation_steps",
     "batch": "batch_size",
+    "always_save_checkpoint": "checkpoint_interval",
     "context_length": "block_size",
+    "dataset": "data_dir",
     "epochs": "max_iters",
     "experiment": "out_dir",
     "layers": "n_layer",
@@ -388,9 +391,11 @@ def idle_pruning(from_files, typed):
 def nameless(config):
     """A line for each place without a name, as where a shell's variable is not set, or with one that none can have."""
     places = {name: getattr(config, name) for name in ("out_dir", "data_dir", "init_from")}
-    wrong = {name: place for name, place in places.items() if not place or "\0" in place}
+    wrong = {name: place for name, place in places.items() if not place or "\0" in place or not is_utf8(place)}
     return [
-        f"{name}={place!r}: expected a name, as in --{name}={FIELDS[name].default}" for name, place in wrong.items()
+        f"{name}={place!r}: expected a name{'' if is_utf8(place) else ' in UTF-8'}, as in --{name}="
+        f"{FIELDS[name].default}"
+        for name, place in wrong.items()
     ]
 
 
@@ -441,7 +446,8 @@ def impossible(config, names):
             f"lr_decay_begin={config.lr_decay_begin}: expected at most lr_decay_iters={resolved.lr_decay_iters}"
         )
     problems += impossible_pattern(config)
-    if not problems and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:
+    refused = any(line.startswith(("learning_rate=", "min_lr=")) for line in problems)
+    if not refused and config.min_lr != -1 and not 0 <= config.min_lr <= config.learning_rate:
         problems.append(f"min_lr={config.min_lr}: expected 0 <= min_lr <= learning_rate={config.learning_rate}")
     return problems
 
@@ -475,7 +481,9 @@ def impossible_pattern(config):
     if config.target_sparsity > int(n) / int(m):
         problems.append(f"pattern={config.pattern} allows at most target_sparsity={int(n) / int(m):g}")
     if config.allocation not in ("global", "uniform"):
-        problems.append(f"pattern={config.pattern} does not go with allocation={config.allocation}, but with global")
+        problems.append(
+            f"pattern={config.pattern} does not go with allocation={config.allocation}, but with global or uniform"
+        )
     if config.n_embd % int(m):
         problems.append(f"pattern={config.pattern}: n_embd={config.n_embd} is not divisible by {m}")
     return problems

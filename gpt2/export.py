@@ -9,9 +9,11 @@ or not there.
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
+import argparse
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -149,6 +151,13 @@ def push(folder, name):
     return address
 
 
+def name_of_licence(text):
+    """A licence's name, which stands in the model card's YAML."""
+    if not re.fullmatch(r"[\w.+-]+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected the hub's name of a licence, as in apache-2.0, not {text!r}")
+    return text
+
+
 def main(arguments):
     parser = Parser(prog="python -m gpt2.export", description=__doc__.partition(":")[0])
     parser.add_argument(
@@ -159,7 +168,9 @@ def main(arguments):
     parser.add_argument("--format", choices=tuple(WRITERS), default="hf", help="for transformers, or docs/bitmask.md's")
     parser.add_argument("--to", required=True, help="folder to write; must not be there")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of the weights; zeros stay zeros")
-    parser.add_argument("--license", default="mit", help="for the model card, as the hub names licences")
+    parser.add_argument(
+        "--license", type=name_of_licence, default="mit", help="for the model card, as the hub names licences"
+    )
     parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face hub")
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)

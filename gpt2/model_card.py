@@ -1,6 +1,7 @@
 """The model card (README.md) of an exported model: what it was trained on, how it was pruned, what was measured, how to
 load it."""
 
+import json
 import shlex
 from dataclasses import asdict, replace
 
@@ -15,8 +16,8 @@ USE = {
     "hf": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained({name})
+tokenizer = AutoTokenizer.from_pretrained({name})
 ```""",
     "bitmask": """`{file}` holds one bit a weight and the values that are not zero. gpt2/bitmask.py of AdamWPrune,
 which needs torch and safetensors alone, reads it:
@@ -24,7 +25,7 @@ which needs torch and safetensors alone, reads it:
 ```python
 from gpt2.bitmask import load
 
-tensors = load("{name}")  # name -> tensor
+tensors = load({name})  # name -> tensor
 ```""",
 }
 
@@ -39,9 +40,9 @@ def model_card(found, words, form, dtype, licence, name):
     sizes = {name: getattr(found.sizes, name) for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
     sizes |= {"parameters": f"{parameters:,}", "tokenizer": words.name, "weights": dtype}
     parts = [
-        "\n".join([*front, "---", "", f"# {name}"]),
+        "\n".join([*front, "---", "", f"# {' '.join(name.split())}"]),
         introduction(found, sparsity),
-        "## Use\n\n" + USE[form].format(name=name, file=bitmask.FILE),
+        "## Use\n\n" + USE[form].format(name=json.dumps(name, ensure_ascii=False), file=bitmask.FILE),
         "## Model\n\n" + table(("", ""), [(key, str(value)) for key, value in sizes.items()]),
         training(found),
         evaluation(found),

@@ -711,3 +711,9 @@ def test_what_another_preparation_wrote_before_the_lock_is_not_overwritten(tmp_p
     assert texts_in(out) == TEXTS
     prepare_fineweb.prepare(prepare_fineweb.parse([*arguments, "9"]))
     assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option, words", [("--workers=99999", "1 to 1,024"), ("--min_score=nan", "expected a number")])
+def test_numbers_that_no_preparation_can_use_are_one_line(option, words, tmp_path):
+    lines = refused(prepare("--input", "a.jsonl", "--out_dir", tmp_path / "out", option, check=False))
+    assert len(lines) == 1 and words in lines[0]

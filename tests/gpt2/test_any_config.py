@@ -158,3 +158,14 @@ def test_a_slip_elsewhere_neither_hides_nor_invents_what_is_wrong_with_the_ramp(
         load_config(["--criterion=magnitude", given, "--lr=1e-3"], NAMES)
     slip, *others = str(refused.value).splitlines()
     assert "unknown option 'lr'" in slip and [line.startswith("prune_begin=") for line in others] == [True] * wrong
+
+
+def test_a_rate_that_cannot_be_hides_no_other_problem():
+    with pytest.raises(UserError) as refused:
+        load_config(["--beta1=1", "--min_lr=5"], NAMES)
+    assert [line.partition("=")[0] for line in str(refused.value).splitlines()] == ["beta1", "min_lr"]
+
+
+def test_an_out_dir_that_is_no_utf8_is_refused_before_the_run():
+    with pytest.raises(UserError, match=r"out_dir='r.udce9s': expected a name in UTF-8, as in --out_dir=out"):
+        load_config(["--out_dir=r\udce9s"], NAMES)

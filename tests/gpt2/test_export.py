@@ -1,5 +1,6 @@
 """What is exported is the same model elsewhere: logits, zeros and tokens; and the folder is whole or not there."""
 
+import ast
 import json
 import os
 import re
@@ -339,3 +340,20 @@ def test_a_newline_that_stands_for_end_of_text_is_a_character_still(tmp_path):
     hf_tokenizer.write(tmp_path, words, 16)
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.decode(theirs("ab\nb")["input_ids"], skip_special_tokens=True) == "ab\nb"
+
+
+@pytest.mark.parametrize("name", ['a"b', "two\nlines", "back\\slash", "{braces}"])
+@pytest.mark.parametrize("form", ["hf", "bitmask"])
+def test_a_cards_python_loads_a_folder_of_any_name(finished_run, command, tmp_path, name, form):
+    folder = exported(command, finished_run("char"), tmp_path / name, "--format", form)
+    card = (folder / "README.md").read_text()
+    code = card.partition("```python")[2].partition("```")[0]
+    strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert strings and set(strings) == {name} and f"# {' '.join(name.split())}\n" in card
+
+
+def test_what_cannot_be_a_card_or_a_name_is_one_line(finished_run, command, tmp_path):
+    for options, words in ((("--license", "foo: bar"), "licence"), (("--to", str(tmp_path / "to\udce9")), "UTF-8")):
+        code, _, err = command(export, finished_run("char"), "--to", tmp_path / "to", *options)
+        assert code == 2 and words in err and len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
