@@ -383,7 +383,8 @@ def idle_pruning(from_files, typed):
         return []
     meant_dense = "criterion" in typed and from_files.get("criterion", "none") != "none"
     asked = typed if meant_dense else given
-    idle = [name for name in PRUNING if name in asked and asked[name] != FIELDS[name].default]
+    read = {"density_lr"} if given.get("init_from", "auto") not in ("auto", "scratch") else set()  # by zeros that stay
+    idle = [name for name in PRUNING if name in asked and asked[name] != FIELDS[name].default and name not in read]
     listed = ", ".join(f"{name}={given[name]}" for name in idle)
     return [f"{listed}: without a criterion nothing is pruned: add one, as --criterion=bitter7"] if idle else []
 

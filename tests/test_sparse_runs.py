@@ -187,3 +187,14 @@ def test_layers_that_were_pruned_away_stay_so(again, data_dir, tmp_path):
     train(data_dir, run, "--n_embd=8", "--n_head=1", "--max_iters=12", *more)
     after = run if again[0] == "--init_from=resume" else tmp_path / "run2"
     assert kept(before, zeros(after)) and with_weights.keys() == weights(after).keys()
+
+
+def test_what_begins_from_sparse_weights_may_learn_faster_without_a_criterion(sparse_run, data_dir, tmp_path):
+    before = zeros(sparse_run)
+    with pytest.raises(UserError, match="density_lr=4.0: without a criterion nothing is pruned"):
+        train(data_dir, tmp_path / "dense", "--density_lr=4")
+    for name, options in (("usual", []), ("faster", ["--density_lr=4"])):
+        train(data_dir, tmp_path / name, f"--init_from={sparse_run}", "--max_iters=2", *options)
+        assert kept(before, zeros(tmp_path / name))
+    usual, faster = weights(tmp_path / "usual"), weights(tmp_path / "faster")
+    assert any(not usual[name].equal(faster[name]) for name in usual)
