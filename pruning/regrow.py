@@ -87,7 +87,7 @@ class Regrow(Pruner):
 class GradientScores(Scores):
     """Pruned weights by the magnitude of their gradient, largest first; live ones are left out."""
 
-    def keys(self, i: int, rows: slice) -> torch.Tensor:
+    def new_keys(self, i: int, rows: slice) -> torch.Tensor:
         parameter: Any = self.layers[i].parameter
         key = order_key(-local(parameter.grad)[rows].float().abs())
         return torch.where(local(parameter)[rows] == 0, key, EXCLUDED)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pruning import NotFiniteError, Pruner, Regrow, StraightThrough, memory
+from pruning import NotFiniteError, Pruner, Regrow, StraightThrough, memory, select
 from tests.pruning.helpers import zeros_of
 from tests.pruning.test_pruner import mlp, train
 
@@ -338,3 +338,23 @@ def test_regrow_keeps_the_initial_weights_that_movement_needs_once():
     pruner = Regrow(model, optimizer, "movement", 0.5, begin=1, end=2)
     made = [t for t in gc.get_objects() if type(t) is torch.Tensor and id(t) not in before and t.dim() > 1]
     assert sum(t.nbytes for t in made) == pruner.buffer_bytes() == 4 * pruner.prunable
+
+
+def test_growth_samples_the_gradients_that_it_selects_by(monkeypatch):
+    """Of a layer so large that its keys are sampled: the window that the sample gives holds what is looked for."""
+    monkeypatch.setattr("pruning.scores.SAMPLED", 2000)
+    monkeypatch.setattr(select, "FEW", 1)
+    found = []
+    monkeypatch.setattr(
+        select, "search_near", lambda *args, near=select.search_near: found.append(near(*args)) or found[-1]
+    )
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(400, 200, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = Regrow(model, optimizer, "magnitude", 0.5, "oneshot", begin=1, end=3, drop_fraction=0.5)
+    for _ in range(3):
+        model[0].weight.grad = torch.randn(200, 400)
+        pruner.mask_gradients()
+        optimizer.step()
+        pruner.step()
+    assert len(found) > 3 and all(one is not None for one in found)
