@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from gpt2.errors import Parser, UserError, one_line_errors
-from gpt2.files import write_atomically
+from gpt2.files import typed, write_atomically
 from gpt2.progress import progress
 from gpt2.sources import Files, pieces
 from gpt2.tokenizer import END_OF_TEXT, from_json, import_tokenizers
@@ -58,7 +58,7 @@ def main(arguments=None):
             write_atomically(args.to, text.encode())
         except OSError as error:
             raise UserError(f"--to {args.to}: cannot be written: {error.strerror}") from None
-        print(f"{args.to}: {found:,} tokens; prepare_fineweb.py --tokenizer {args.to} makes shards with it")
+        print(f"{args.to}: {found:,} tokens; prepare_fineweb.py --tokenizer {typed(args.to)} makes shards with it")
 
 
 if __name__ == "__main__":

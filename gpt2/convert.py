@@ -8,6 +8,7 @@ gpt2.sample and gpt2.export take it. The weights alone are kept, not the optimiz
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
+import shlex
 import sys
 import zipfile
 from dataclasses import asdict
@@ -138,7 +139,9 @@ def main(arguments):
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
         words = convert(args.checkpoint, args.to, args.characters)
-        print(f"{args.to}: a checkpoint with the tokenizer {words.name}; train on with --init_from={args.to}")
+        print(
+            f"{args.to}: a checkpoint with the tokenizer {words.name}; train on with --init_from={shlex.quote(args.to)}"
+        )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 
 from gpt2 import bitmask, hf_tokenizer, hugging_face, load
 from gpt2.errors import Parser, UserError, first_line, one_line_errors
-from gpt2.files import new_folder, write_atomically, write_json
+from gpt2.files import new_folder, typed, write_atomically, write_json
 from gpt2.model import GPT
 from gpt2.model_card import model_card
 from gpt2.writer import bytes_of, ordered, safetensors_header
@@ -146,7 +146,7 @@ def push(folder, name):
     except Exception as error:  # its kinds change with its HTTP library
         raise UserError(
             f"--push {name}: {first_line(error)}; the export in {folder} is whole: "
-            f"hf auth login, then hf upload {name} {folder}"
+            f"hf auth login, then hf upload {name} {typed(folder)}"
         ) from None
     return address
 

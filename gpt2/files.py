@@ -17,14 +17,13 @@ from gpt2.errors import UserError
 def write_atomically(path, data):
     """Write the bytes `data` to `path`: a reader, or a crash, finds the old file or the new one, never a part.
 
-    A link stays, and what it names is written; so do a device and a pipe, as /dev/stdout, which are written as they
-    are."""
+    A link stays, and what it names is written; a device, a pipe, and what stdout or stderr goes to, as /dev/stdout, are
+    written as they are."""
     path = Path(path)
     if not path.name:  # as of "."
         raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    if is_device(path):
-        path.write_bytes(data)
-        return
+    if is_stream(path):
+        return write_to_stream(path, data)
     path = Path(os.path.realpath(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -39,17 +38,35 @@ def write_atomically(path, data):
     sync(path.parent)
 
 
-def is_device(path):
-    """Whether `path` is there and neither a file nor a folder."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+def is_stream(path):
+    """Whether `path` is there, and neither a file of its own nor a folder."""
+    return path.exists() and (descriptor_of(path) is not None or not path.is_file() and not path.is_dir())
+
+
+def descriptor_of(path):
+    """1 or 2 where stdout or stderr goes to what `path` names, else None."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def write_to_stream(path, data):
+    """Write behind what was printed before."""
+    sys.stdout.flush()
+    descriptor = descriptor_of(path)
+    with open(path if descriptor is None else descriptor, "wb", closefd=descriptor is None) as file:
+        file.write(data)
 
 
 def is_utf8(path):
     """Whether the name is one that libraries which take no others, as safetensors, can open."""
     try:
-        return bool(str(path).encode())
+        str(path).encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def typed(path):
@@ -59,8 +76,9 @@ def typed(path):
 
 def check_writable(path):
     """UserError, before the work rather than after it, where the file `path` could not be written."""
-    if is_device(path):
+    if is_stream(path):
         return
+    path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

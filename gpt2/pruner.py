@@ -4,20 +4,26 @@ from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.initial import STARTS
 from pruning import Pruner
+from pruning.pruner import BY_CHANCE
 
 
 def make_pruner(model, optimizer, config):
     """The Pruner that the config asks for; without a criterion, one that keeps the zeros of the weights that init_from
     named; or None. Made when the model has its weights. UserError where the options do not fit them."""
     if config.criterion == "none":
-        return keeper(model, optimizer) if config.keep_zeros and config.init_from not in STARTS else None
+        return keeper(model, optimizer) if keeps_zeros(config) else None
     ramp = (config.target_sparsity, config.schedule, config.prune_begin, config.prune_end, config.prune_interval)
     options = dict(allocation=config.allocation, pattern=config.pattern or None, keep_zeros=config.keep_zeros)
     try:
         pruner = Pruner(model, optimizer, config.criterion, *ramp, **options)
-        return with_whole_layers(pruner) if config.keep_zeros and config.init_from not in STARTS else pruner
+        return with_whole_layers(pruner) if keeps_zeros(config) else pruner
     except ValueError as error:
         raise UserError(str(error), shared=True) from None
+
+
+def keeps_zeros(config):
+    """Whether the run keeps the zeros of weights that it begins from."""
+    return config.keep_zeros and config.init_from not in STARTS
 
 
 def keeper(model, optimizer):
@@ -27,9 +33,9 @@ def keeper(model, optimizer):
 
 
 def with_whole_layers(pruner):
-    """The Pruner, which keeps layers that are zero altogether too where others have zeros: trained weights were pruned
-    so."""
-    if pruner.masked:
+    """The Pruner, which keeps layers that are zero altogether too where others have more zeros than come by chance:
+    trained weights were pruned so."""
+    if not pruner.pattern and pruner.claimed > BY_CHANCE * pruner.prunable:
         pruner.keep_what_is_zero(updated=True)
     return pruner
 
@@ -41,7 +47,7 @@ def continue_pruner(pruner, model, optimizer, config, path, manifest):
     asks for cannot follow."""
     saved = manifest["pruner"]
     if pruner is None and config.keep_zeros and saved.get("pruned"):
-        pruner = keeper(model, optimizer)
+        pruner = Pruner(model, optimizer, target_sparsity=0.0)
     if pruner is None:
         return None
     pruned_then, pruning_now = manifest["config"]["criterion"] != "none", config.criterion != "none"
@@ -51,6 +57,8 @@ def continue_pruner(pruner, model, optimizer, config, path, manifest):
             pruner.load_state_dict(saved | {"buffers": checkpoint.owned(tensors, "pruner.")})
         else:
             pruner.continue_from(manifest["step"])
+            if config.keep_zeros and saved.get("pruned") and not pruner.pattern:
+                pruner.keep_what_is_zero(updated=True)
     except ValueError as error:
         raise UserError(f"{config.out_dir}: {error}", shared=True) from None
     return pruner

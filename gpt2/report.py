@@ -84,7 +84,9 @@ def summary(lines, name):
     if "sparsity" not in final:  # zeros were let go
         last.pop("sparsity", None)
     if "train_loss" not in final:  # it is not finite any more
-        last = {key: value for key, value in last.items() if key not in ("train_loss", "val_loss")}
+        last.pop("train_loss", None)
+        if not any("val_loss" in line for line in lines if line["step"] == last["step"]):
+            last.pop("val_loss", None)
     speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     row = {key: last[key] for key in ("step", "train_loss", "val_loss", "sparsity") if key in last}
     if "val_loss" in last:

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 #endif
 
-constexpr int64_t AHEAD = 1024;  // numbers: a page, before which the processor does not ask for the next by itself
+constexpr int64_t AHEAD = 1024;  // floats: a page, beyond which the processor does not ask for memory by itself
 
 #ifdef __AVX2__
 // For each byte of a mask: which of the next stored weights each of eight lanes takes; negative where it takes none.

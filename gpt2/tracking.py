@@ -8,6 +8,7 @@ import secrets
 import shutil
 import sys
 import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,9 +73,10 @@ class Tracker:
 
     def finish(self):
         """Let the service take what is left, for as long as its patience lasts."""
+        until = time.monotonic() + PATIENCE
         with contextlib.suppress(queue.Full):
             self.lines.put(None, timeout=PATIENCE)
-        self.thread.join(PATIENCE)
+        self.thread.join(max(0.0, until - time.monotonic()))
         if self.thread.is_alive():
             self.warn("has not taken all lines")
 

@@ -145,9 +145,11 @@ def warn_of_unread(options, arguments):
         * (criterion not in (None, *VARIANTS)),
         f"--optimizer {options.optimizer} is not adamwspam": SPAM * (options.optimizer != "adamwspam"),
     }
-    typed = {argument.partition("=")[0] for argument in arguments}
+    typed = tuple(text.partition("=")[0] for text in arguments if text.startswith("--"))
     for why, names in unread.items():
-        if idle := [name for name in names if name in typed]:
+        if idle := [
+            name for name in names if any(name.startswith(text) for text in typed)
+        ]:  # argparse takes beginnings
             warn(f"{', '.join(idle)}: of no effect, as {why}")
 
 

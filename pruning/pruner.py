@@ -363,7 +363,7 @@ class Pruner:
                 f"the criterion {self.criterion_name} keeps the initial weights, which only state_dict() saves"
             )
         self.go_on_after(step)
-        updated = step >= self.begin
+        updated = self.target_sparsity > 0 and step >= self.begin
         if self.keep_zeros or updated:
             self.keep_what_is_zero(updated)
 

@@ -198,3 +198,11 @@ def test_what_begins_from_sparse_weights_may_learn_faster_without_a_criterion(sp
         assert kept(before, zeros(tmp_path / name))
     usual, faster = weights(tmp_path / "usual"), weights(tmp_path / "faster")
     assert any(not usual[name].equal(faster[name]) for name in usual)
+
+
+def test_a_run_that_is_pruned_away_goes_on_so_without_its_criterion(data_dir, tmp_path):
+    small = ["--n_embd=8", "--n_head=1"]
+    train(data_dir, tmp_path / "run", "--criterion=magnitude", "--prune_interval=1", "--target_sparsity=0.9999", *small)
+    assert share(zeros(tmp_path / "run")) == 1
+    train(data_dir, tmp_path / "run", "--init_from=resume", "--max_iters=12", *small)
+    assert share(zeros(tmp_path / "run")) == metrics(tmp_path / "run")[-1]["sparsity"] == 1

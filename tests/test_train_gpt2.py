@@ -296,7 +296,7 @@ def test_one_wrong_option_is_one_line_and_no_other_is_blamed(argument, data_dir)
 def test_a_place_without_a_name_is_one_line(name):
     with pytest.raises(UserError) as error:
         load_config([f"--{name}="], {}, initial.sizes)
-    assert str(error.value).startswith(f"{name}='': expected a name") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{name}='': expected a name, as in") and "\n" not in str(error.value)
     with pytest.raises(UserError, match=rf"^{name}='a.x00b': expected a name"):
         load_config([f"--{name}=a\0b"], {}, initial.sizes)
 

@@ -7,6 +7,7 @@ import pytest
 from gpt2.errors import UserError
 from gpt2.hub import Hub
 from gpt2.sources import Columns
+from prepare_fineweb import require_same
 
 
 class FlakyDataset:
@@ -161,3 +162,8 @@ def test_the_same_command_reads_the_commit_that_it_began_with(revision, monkeypa
     for again in (revision, None, "c1"):  # the branch has moved since, or the hub is away
         assert hub_of(monkeypatch, again, begun).identity == begun
     assert hub_of(monkeypatch, "other", begun).identity["revision"] == "c2"
+    as_before = {name: value for name, value in begun.items() if name != "revision_asked"}  # by earlier versions
+    for found, asked in ((as_before, "main"), (begun, "a-tag-of-c1")):
+        require_same(found, hub_of(monkeypatch, asked, found, newest="c1").identity, "out")
+    with pytest.raises(UserError, match="was begun with --revision c1, not c2"):
+        require_same(begun, hub_of(monkeypatch, "other", begun).identity, "out")

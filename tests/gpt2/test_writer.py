@@ -5,6 +5,8 @@ import errno
 import os
 import shlex
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from gpt2 import checkpoint, writer
 from gpt2.errors import UserError
 from gpt2.files import check_writable, typed, write_atomically
+from tests.conftest import ROOT
 
 CONFIG = {"config": {}, "val_loss": 1.0}
 
@@ -151,6 +154,20 @@ def test_links_and_devices_stay_what_they_are(tmp_path):
     reader.join(10)
     assert read == [b"text"] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]
+    (tmp_path / "dangling").symlink_to(tmp_path / "new" / "target")
+    check_writable(tmp_path / "dangling")
+    write_atomically(tmp_path / "dangling", b"text")
+    assert (tmp_path / "new" / "target").read_bytes() == b"text"
+
+
+@pytest.mark.parametrize("mode", [">", ">>"])
+def test_what_stdout_goes_to_is_written_behind_what_was_printed(mode, tmp_path):
+    write = "write_atomically('/dev/stdout', b'two\\n')"
+    program = f"from gpt2.files import write_atomically; print('one'); {write}; print('three')"
+    command = f'{sys.executable} -c "{program}" {mode} {tmp_path / "log"}'
+    (tmp_path / "log").write_text("before\n")
+    subprocess.run(["sh", "-c", command], check=True, cwd=ROOT)
+    assert (tmp_path / "log").read_text() == "before\n" * (mode == ">>") + "one\ntwo\nthree\n"
 
 
 @pytest.mark.parametrize("path", ["-x", "a b", "plain/folder", "it's"])

@@ -268,6 +268,7 @@ def test_help_names_every_flag_of_the_source():
         (["--adamwprune-variant=bitter7", "--target-sparsity", "0.9"], "--adamwprune-variant, --target-sparsity: of"),
         (["--pruning-method=magnitude", "--adamwprune-variant=bitter7", "--pruning-warmup=9"], "--adamwprune-variant:"),
         (["--pruning-method=state", "--adamwprune-variant=bitter7", "--spam-theta=4"], "--spam-theta: of no effect"),
+        (["--target-sp", "0.9"], "--target-sparsity: of no effect"),
         (["--pruning-method=movement", "--adamwprune-variant=bitter7", "--target-sparsity=0.9"], ""),
         ([], ""),
     ],
