@@ -50,7 +50,8 @@ def continue_pruner(pruner, model, optimizer, config, path, manifest):
         pruner = Pruner(model, optimizer, target_sparsity=0.0)
     if pruner is None:
         return None
-    pruned_then, pruning_now = manifest["config"]["criterion"] != "none", config.criterion != "none"
+    then, now = manifest["config"]["criterion"], config.criterion
+    pruned_then, pruning_now = then != "none", now != "none"
     try:
         if saved and pruned_then == pruning_now:
             tensors = checkpoint.open_tensors(path, "optimizer.safetensors")
@@ -60,7 +61,8 @@ def continue_pruner(pruner, model, optimizer, config, path, manifest):
             if config.keep_zeros and saved.get("pruned") and not pruner.pattern:
                 pruner.keep_what_is_zero(updated=True)
     except ValueError as error:
-        raise UserError(f"{config.out_dir}: {error}", shared=True) from None
+        elsewhere = f"; --init_from={config.out_dir} with another --out_dir prunes on from its weights"
+        raise UserError(f"{config.out_dir}: {error}{elsewhere if then != now else ''}", shared=True) from None
     return pruner
 
 

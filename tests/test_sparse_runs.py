@@ -117,7 +117,10 @@ def test_continuing_may_raise_the_target(own_copy, data_dir):
             ["--target_sparsity=0.9", "--prune_begin=2", "--prune_end=6"],
             "step 8 is done and no update comes after end=6",
         ),
-        (["--criterion=movement", "--target_sparsity=0.8"], "criterion=bitter7, this Pruner has criterion=movement"),
+        (
+            ["--criterion=movement", "--target_sparsity=0.8"],
+            "criterion=bitter7, this Pruner has criterion=movement; --init_from",
+        ),
     ],
 )
 def test_continuing_refuses_in_one_line_what_cannot_be(options, words, own_copy, data_dir):
