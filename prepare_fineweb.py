@@ -108,7 +108,9 @@ def what_is_in(out_dir):
 
 def require_same(found, arguments, out_dir):
     """UserError where out_dir was begun with other arguments than these; it names the first that differs."""
-    for name in (found | arguments).keys() - {"revision_asked"}:  # its commit is what counts
+    for name in found | arguments:
+        if name == "revision_asked":  # its commit is what counts
+            continue
         there, here = found.get(name), arguments.get(name)
         if name == "input" and there and here and len(there[0]) == 2:  # an older one, which knows but the sizes
             here = [[path, size] for path, size, _ in here]

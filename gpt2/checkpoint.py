@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpt2.config import ARCHITECTURE, differences, same_product, setting_changes
 from gpt2.errors import UserError, warn
-from gpt2.files import read_json, write_json
+from gpt2.files import read_json, typed, write_json
 from gpt2.guard import finite
 from gpt2.placement import fill
 from gpt2.tokenizer import description_in
@@ -249,7 +249,7 @@ def find_run(config):
     ours["vocab_size"] = ours["vocab_size"] or theirs.get("vocab_size")
     if found and (changed := differences(theirs, ours, ("optimizer",))):
         raise UserError(
-            f"{out_dir} holds the states of another optimizer: {changed[0]}; --init_from={out_dir} with another "
+            f"{out_dir} holds the states of another optimizer: {changed[0]}; --init_from={typed(out_dir)} with another "
             "--out_dir starts one anew from its weights"
         )
     if changed := differences(theirs, ours, ARCHITECTURE):

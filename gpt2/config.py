@@ -315,8 +315,8 @@ def checked(values, where, problems):
 # What other programs call it.
 SYNONYMS = {
     "accumulate_grad_batches": "gradient_accumulation_steps",
-    "batch": "batch_size",
     "always_save_checkpoint": "checkpoint_interval",
+    "batch": "batch_size",
     "context_length": "block_size",
     "dataset": "data_dir",
     "epochs": "max_iters",

@@ -8,7 +8,6 @@ gpt2.sample and gpt2.export take it. The weights alone are kept, not the optimiz
 if __name__ == "__main__":
     import gpt2.early  # noqa: F401
 
-import shlex
 import sys
 import zipfile
 from dataclasses import asdict
@@ -19,7 +18,7 @@ import torch
 from gpt2 import hugging_face, tokenizer
 from gpt2.config import Config, checked, out_of_range
 from gpt2.errors import Parser, UserError, first_line, one_line_errors
-from gpt2.files import new_folder
+from gpt2.files import new_folder, typed
 from gpt2.load import sizes_in
 from gpt2.metrics import is_number
 from gpt2.model import GPT
@@ -139,9 +138,7 @@ def main(arguments):
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
         words = convert(args.checkpoint, args.to, args.characters)
-        print(
-            f"{args.to}: a checkpoint with the tokenizer {words.name}; train on with --init_from={shlex.quote(args.to)}"
-        )
+        print(f"{args.to}: a checkpoint with the tokenizer {words.name}; train on with --init_from={typed(args.to)}")
 
 
 if __name__ == "__main__":

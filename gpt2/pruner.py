@@ -2,6 +2,7 @@
 
 from gpt2 import checkpoint
 from gpt2.errors import UserError
+from gpt2.files import typed
 from gpt2.initial import STARTS
 from pruning import Pruner
 from pruning.pruner import BY_CHANCE
@@ -16,7 +17,7 @@ def make_pruner(model, optimizer, config):
     options = dict(allocation=config.allocation, pattern=config.pattern or None, keep_zeros=config.keep_zeros)
     try:
         pruner = Pruner(model, optimizer, config.criterion, *ramp, **options)
-        return with_whole_layers(pruner) if keeps_zeros(config) else pruner
+        return with_whole_layers(pruner, has_many_zeros(pruner)) if keeps_zeros(config) else pruner
     except ValueError as error:
         raise UserError(str(error), shared=True) from None
 
@@ -28,14 +29,18 @@ def keeps_zeros(config):
 
 def keeper(model, optimizer):
     """A Pruner that prunes nothing and keeps the zeros there are, or None where there are none."""
-    pruner = with_whole_layers(Pruner(model, optimizer, target_sparsity=0.0))
-    return pruner if pruner.masked else None
+    pruner = Pruner(model, optimizer, target_sparsity=0.0)
+    return with_whole_layers(pruner, has_many_zeros(pruner)) if pruner.masked else None
 
 
-def with_whole_layers(pruner):
-    """The Pruner, which keeps layers that are zero altogether too where others have more zeros than come by chance:
-    trained weights were pruned so."""
-    if not pruner.pattern and pruner.claimed > BY_CHANCE * pruner.prunable:
+def has_many_zeros(pruner):
+    """Whether layers that are not zero altogether have more zeros than come by chance, so that they were pruned."""
+    return pruner.claimed > BY_CHANCE * pruner.prunable
+
+
+def with_whole_layers(pruner, pruned):
+    """The Pruner, which also keeps layers that are zero altogether where the weights were `pruned` before."""
+    if pruned and not pruner.pattern:
         pruner.keep_what_is_zero(updated=True)
     return pruner
 
@@ -58,10 +63,9 @@ def continue_pruner(pruner, model, optimizer, config, path, manifest):
             pruner.load_state_dict(saved | {"buffers": checkpoint.owned(tensors, "pruner.")})
         else:
             pruner.continue_from(manifest["step"])
-            if config.keep_zeros and saved.get("pruned") and not pruner.pattern:
-                pruner.keep_what_is_zero(updated=True)
+            with_whole_layers(pruner, config.keep_zeros and saved.get("pruned"))
     except ValueError as error:
-        elsewhere = f"; --init_from={config.out_dir} with another --out_dir prunes on from its weights"
+        elsewhere = f"; --init_from={typed(config.out_dir)} with another --out_dir prunes on from its weights"
         raise UserError(f"{config.out_dir}: {error}{elsewhere if then != now else ''}", shared=True) from None
     return pruner
 

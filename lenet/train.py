@@ -145,11 +145,10 @@ def warn_of_unread(options, arguments):
         * (criterion not in (None, *VARIANTS)),
         f"--optimizer {options.optimizer} is not adamwspam": SPAM * (options.optimizer != "adamwspam"),
     }
-    typed = tuple(text.partition("=")[0] for text in arguments if text.startswith("--"))
+    typed = [text.partition("=")[0] for text in arguments if text.startswith("--") and text != "--"]
+    given = lambda name: any(name.startswith(beginning) for beginning in typed)  # argparse takes beginnings
     for why, names in unread.items():
-        if idle := [
-            name for name in names if any(name.startswith(text) for text in typed)
-        ]:  # argparse takes beginnings
+        if idle := list(filter(given, names)):
             warn(f"{', '.join(idle)}: of no effect, as {why}")
 
 

@@ -166,8 +166,8 @@ class Scores:
         if self.device.type != "cpu" or self.pattern or apart < 4:
             return None
         mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
-        of = lambda i: self.new_keys(i, slice(0, local(self.layers[i].parameter).shape[0], apart))
-        return map(of, mine), size, zeros
+        every = lambda i: slice(0, local(self.layers[i].parameter).shape[0], apart)
+        return (self.new_keys(i, every(i)) for i in mine), size, zeros
 
     def chunks(self, i: int) -> list[slice]:
         """Slices of this rank's rows of layer i: the same ones in every pass and on every rank that holds these

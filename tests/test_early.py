@@ -56,7 +56,7 @@ def test_what_a_program_was_started_without_is_the_null_device(closed, tmp_path)
     program = (
         "import gpt2.early, os, sys\nfor stream in (sys.stdout, sys.stderr): print('lost', file=stream, flush=True)\n"
     )
-    program += "file = os.open('file', os.O_CREAT)\nos.exit = os._exit(0 if file > 2 else 3)"
+    program += "file = os.open('file', os.O_CREAT)\nos._exit(0 if file > 2 else 3)"
     (tmp_path / "sample.py").write_text(program)
     closing = " ".join(f"{number}>&-" for number in closed.split())
     done = subprocess.run(

@@ -109,8 +109,8 @@ def test_a_nan_is_noticed_and_infinities_are_not_taken_for_one(nan, sampled):
 @pytest.mark.parametrize("criterion", ["bitter7", "bitter5", "random", "movement"])
 def test_the_pruner_samples_large_models_and_prunes_the_same_set(criterion, monkeypatch):
     results = []
-    kept_or_not = ((1, 0), (3000, 0), (2**62, 0), (3000, 2**20), (2**62, 2**20))  # every 64th row, every 5th, none
-    for least, kept in kept_or_not:
+    cases = ((1, 0), (3000, 0), (2**62, 0), (3000, 2**20), (2**62, 2**20))  # every 64th row, every 5th, none; keys kept
+    for least, kept in cases:
         monkeypatch.setattr("pruning.scores.SAMPLED", least)
         monkeypatch.setattr("pruning.scores.KEPT", kept)
         torch.manual_seed(0)
