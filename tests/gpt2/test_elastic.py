@@ -13,6 +13,7 @@ import pytest
 from gpt2.errors import UserError
 from gpt2.restarts import count_restart
 from tests.conftest import PRUNED, SMALL, files_of, metrics_of, run_anew, start
+from tests.zygote import port as free_port
 
 RUN = [*SMALL, *PRUNED, "--gradient_accumulation_steps=4"]
 
@@ -29,12 +30,6 @@ def test_a_rank_that_dies_or_stands_still_is_replaced_and_the_run_ends_bitwise_t
     assert files_of(tmp_path / "broken", 30) == files_of(tmp_path / "whole", 30)
     whole, broken = (metrics_of(tmp_path / name) for name in ("whole", "broken"))
     assert [line["train_loss"] for line in whole] == [line["train_loss"] for line in broken]
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 def wait_until(true, seconds=120):

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import socket
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from gpt2.optimizer import make_optimizer
 from gpt2.placement import at_rest, place
 from tests.conftest import SMALL, files_of, metrics_of, run
 from tests.gpt2.placement_worker import END, HALF, KINDS, SIZES
+from tests.zygote import port
 
 OPTIONS = [
     *SMALL,
@@ -40,11 +40,7 @@ WORLDS = [(kind, size) for kind in KINDS for size in SIZES]
 def runs(data_dir, tmp_path_factory):
     """The folder in which placement_worker.py left its runs."""
     folder = tmp_path_factory.mktemp("worlds")
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(7)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    given = json.dumps((ports, str(folder), str(data_dir), OPTIONS))
+    given = json.dumps(([port() for _ in range(7)], str(folder), str(data_dir), OPTIONS))
     run("tests/gpt2/placement_worker.py", given, ranks=4, env={"WORLDS": str(folder)})
     return folder
 
