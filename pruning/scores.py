@@ -166,6 +166,8 @@ class Scores:
         if self.device.type != "cpu" or self.pattern or apart < 4:
             return None
         mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
+        if self.kept is not None:
+            return (self.keys(i, rows)[::apart] for i in mine for rows in self.chunks(i)), size, zeros
         every = lambda i: slice(0, local(self.layers[i].parameter).shape[0], apart)
         return (self.new_keys(i, every(i)) for i in mine), size, zeros
 
