@@ -15,17 +15,17 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from pruning.native import call, compiled
+from pruning.native import as_c, compiled
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 WORTH_IT = 2**18  # weights of a layer, a megabyte
-SPARE = 8  # floats that the kernels may read behind the last weight
+SPARE = 16  # floats that the kernels may read behind the last weight
 
 
 class SparseLinear(nn.Module):
     """A Linear for inference, float32 on a CPU: up to `rows` input rows are multiplied by its non-zero weights alone.
 
-    More rows, as when a prompt is read, go through the dense matrix, which is kept. multiply: what a form gave."""
+    More rows, as when a prompt is read, go through the dense matrix, which is kept. multiply: one that a form gave."""
 
     def __init__(self, linear, multiply, rows):
         super().__init__()
@@ -35,7 +35,7 @@ class SparseLinear(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         if len(flat) > self.rows:
             return F.linear(x, self.weight, self.bias)
-        return self.multiply(flat.contiguous(), self.bias).view(*x.shape[:-1], -1)
+        return self.multiply(flat.contiguous()).view(*x.shape[:-1], -1)
 
 
 @torch.no_grad()
@@ -53,7 +53,9 @@ def make_sparse(model, rows=1, always=False):
     ]
     linears = [linear for _, _, linear in places]
     ways = [] if always else [linears]
-    ways += [[SparseLinear(linear, form(linear.weight), rows) for linear in linears] for form in forms()]
+    for form in forms():
+        of_each = [[SparseLinear(linear, multiply, rows) for multiply in form(linear)] for linear in linears]
+        ways += map(list, zip(*of_each))
     seconds = [measured(way, rows) for way in ways]
     replaced = 0
     for i, (owner, name, linear) in enumerate(places):
@@ -76,55 +78,67 @@ def measured(layers, rows, rounds=3):
     return least
 
 
-# ---- how the non-zero weights are stored: functions of the weight [out, in] that give multiply(x, bias) ----
+# ---- how the non-zero weights are stored: functions of a Linear that give some ways to multiply(x) by them ----
 
 
 def forms():
     """The forms to be had on this machine: two with kernels of this project, or torch's where there is no compiler."""
     kernels = compiled(SOURCE)
-    return [functools.partial(stored, kernels, form) for form in ("bitmask", "columns")] if kernels else [csr]
+    if not kernels:
+        return [csr]
+    by_columns = ["columns", "gathered"] if hasattr(kernels, "gathered") else ["columns"]
+    return [functools.partial(stored, kernels, names) for names in (["bitmask"], by_columns)]
 
 
-def stored(kernels, form, weight):
-    """multiply of a kernel: of the named form, or of the other one for widths that it cannot hold (no multiple of 8;
-    beyond 16 bits), or a dense one where there are fewer zeros than a bit a weight costs."""
+def stored(kernels, names, linear):
+    """A multiply of each of the named kernels, which read the same form; of others for what that cannot hold: the bit
+    mask for columns beyond 16 bits, the whole matrix for fewer zeros than a bit a weight costs."""
+    weight = linear.weight.detach()
     height, width = weight.shape
     live = weight != 0
     if not has_zeros(live):
-        return kernel_call(kernels.dense, None, weight.detach().contiguous(), None, height, width)
-    values = torch.cat([weight[live], weight.new_zeros(SPARE)])
-    starts = torch.zeros(height + 1, dtype=torch.int64)
-    torch.cumsum(live.sum(1), 0, out=starts[1:])
-    if width % 8 or form == "columns" and width <= 2**16:
-        where, stride, kernel = live.nonzero()[:, 1].to(torch.uint16), 0, kernels.columns
+        names, where, values, starts = ["dense"] * len(names), None, weight.contiguous(), None
     else:
-        bits = live.view(height, width // 8, 8).to(torch.uint8) << torch.arange(8, dtype=torch.uint8)
-        where, stride, kernel = bits.sum(-1, dtype=torch.uint8), width // 8, kernels.bitmask
-    return kernel_call(kernel, where, values, starts, height, stride)
+        if width > 2**16:
+            names = ["bitmask"] * len(names)
+        where = bits_of(live) if "bitmask" in names else live.nonzero()[:, 1].to(torch.uint16)
+        values = torch.cat([weight[live], weight.new_zeros(SPARE)])
+        starts = torch.zeros(height + 1, dtype=torch.int64)
+        torch.cumsum(live.sum(1), 0, out=starts[1:])
+    arguments = where, values, starts, linear.bias, height, width
+    return [kernel_call(getattr(kernels, name), arguments) for name in names]
 
 
-def kernel_call(kernel, where, values, starts, height, stride):
-    def multiply(x, bias):
-        out = x.new_empty(len(x), height)
-        for row, y in zip(x, out):
-            call(kernel, where, values, starts, row, bias, y, height, stride)
+def bits_of(live):
+    """uint8 [rows, bytes]: a bit for each of `live`, the lowest first, whole bytes a row."""
+    eights = F.pad(live, (0, -live.shape[1] % 8)).view(len(live), -1, 8).to(torch.uint8)
+    return (eights << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
+def kernel_call(kernel, arguments):
+    fixed = [as_c(argument) for argument in arguments]
+
+    def multiply(x):
+        out = x.new_empty(len(x), arguments[-2])  # names the tensors of `fixed`, which live as long as this
+        kernel(*fixed, as_c(x), as_c(out), as_c(len(x)))
         return out
 
     return multiply
 
 
-def csr(weight):
-    """multiply of torch's compressed sparse rows, or of the dense matrix where there are hardly any zeros."""
+def csr(linear):
+    """A multiply of torch's compressed sparse rows, or of the dense matrix where there are hardly any zeros."""
+    weight, bias = linear.weight.detach(), linear.bias
     if not has_zeros(weight != 0):
-        return lambda x, bias: F.linear(x, weight, bias)
+        return [lambda x: F.linear(x, weight, bias)]
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # "in beta state"
         matrix = weight.to_sparse_csr()
 
-    def multiply(x, bias):
+    def multiply(x):
         out = torch.stack([torch.mv(matrix, row) for row in x])
         return out if bias is None else out + bias
 
-    return multiply
+    return [multiply]
 
 
 def has_zeros(live):

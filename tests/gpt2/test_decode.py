@@ -51,14 +51,15 @@ def pruned_linear(width, height, sparsity, bias=True):
     return layer
 
 
-@pytest.mark.parametrize("width", [8, 24, 40, 37, 1, 128])
+@pytest.mark.parametrize("width", [8, 24, 40, 37, 1, 128, 201])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.95, 1.0])
 @torch.no_grad()
 def test_every_form_multiplies_as_the_dense_layer(width, sparsity):
     torch.manual_seed(0)
     layer, x = pruned_linear(width, 33, sparsity, bias=width != 24), torch.randn(3, width)
-    for form in [*sparse_linear.forms(), sparse_linear.csr]:
-        sparse = sparse_linear.SparseLinear(layer, form(layer.weight), rows=2)
+    forms = [*sparse_linear.forms(), sparse_linear.csr]
+    for multiply in (multiply for form in forms for multiply in form(layer)):
+        sparse = sparse_linear.SparseLinear(layer, multiply, rows=2)
         torch.testing.assert_close(sparse(x[:2]), layer(x[:2]), rtol=1e-5, atol=1e-5)
         assert torch.equal(sparse(x), layer(x))  # more rows than it is made for: the dense product
 
