@@ -16,6 +16,7 @@ import torch
 from bench.loops import load_module, require_checkout
 from gpt2.decode import generate
 from gpt2.errors import Parser, UserError, one_line_errors, positive
+from gpt2.memory import keep_freed
 from gpt2.model import GPT, GPTConfig
 from gpt2.sparse_linear import make_sparse
 
@@ -106,6 +107,7 @@ def main():
     require_checkout(args.nanogpt)
     if not 0 <= args.new < 1024:
         raise UserError(f"--new {args.new}: expected 0 to 1023, as the context is 1,024 tokens")
+    keep_freed()
     torch.manual_seed(0)
     dense = GPT(GPTConfig()).eval()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")

@@ -39,17 +39,21 @@ class Attention(nn.Module):
         self.n_head, self.dropout = config.n_head, config.dropout
 
     def forward(self, x, past=None):
-        batch, time, width = x.shape
         qkv, dropout = self.c_attn(x), self.dropout if self.training else 0.0
-        if past is None and not dropout and kernels.usable(qkv):
+        if not (past and past.length) and not dropout and kernels.usable(qkv):
+            if past:
+                past.extend(*self.heads(qkv)[1:])
             return self.c_proj(kernels.Attention.apply(qkv, self.n_head))
-        heads = (batch, time, self.n_head, width // self.n_head)
-        q, k, v = (part.view(heads).transpose(1, 2) for part in qkv.split(width, dim=2))
-        if past is not None:
+        q, k, v = self.heads(qkv)
+        if past:
             k, v = past.extend(k, v)
         y = attend(q, k, v, dropout)
-        y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
-        return F.dropout(y, self.dropout, self.training)
+        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(x.shape)), self.dropout, self.training)
+
+    def heads(self, qkv):
+        """q, k and v, each [batch, heads, time, width of a head]."""
+        shape = (*qkv.shape[:2], self.n_head, qkv.shape[2] // (3 * self.n_head))
+        return [part.view(shape).transpose(1, 2) for part in qkv.split(qkv.shape[2] // 3, dim=2)]
 
 
 def attend(q, k, v, dropout):
