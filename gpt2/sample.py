@@ -59,8 +59,8 @@ def main(arguments):
     parser.add_argument(
         "--sparse",
         action=argparse.BooleanOptionalAction,
-        help="read the non-zero weights alone, in float32 on a CPU; by default where the model is computed so anyway, in "
-        "the layers that this makes faster",
+        help="read the non-zero weights alone, in float32 on a CPU; by default where the model is computed so anyway, "
+        "in the layers that this makes faster",
     )
     with one_line_errors(parser.prog):
         args = parser.parse_args(arguments)
