@@ -1,9 +1,10 @@
 """What each step of this loop brings, from a plain loop up: python -m bench.ladder [--nanogpt DIR]
 
-Every rung is the one below with one thing switched on. All rungs train a GPT of the same size (6 layers, 256 wide,
-context 256, no bias: nanoGPT's default) on the same random tokens, each in a process of its own, a step of each in
-turn (bench/turns.py); the first ones, which allocate and compile, are not counted. Memory is the peak of a rung's
-process, on CUDA of its allocator. --nanogpt adds a rung with the model.py of a checkout, run as its README says.
+Every rung is the one below with one thing switched on. All rungs train a GPT of the same size, without bias as is
+nanoGPT's default (on a CPU 6 layers, 256 wide, context 256; on a GPU GPT-2 124M), on the same random tokens, each in a
+process of its own, a step of each in turn (bench/turns.py); the first ones, which allocate and compile, do not count.
+Memory is the peak of a rung's process, on CUDA of its allocator. --nanogpt adds a rung with the model.py of a checkout,
+run as its README says.
 
 Writes results/speed/MACHINE.json (commit, versions, machine, every time) and results/speed.md, a table for each machine
 measured so far. What the file holds of the same commit, machine and batch is not measured again: with --minutes a call
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from bench.loops import SIZE, device, nanogpt, ours, require_checkout
+from bench.loops import SIZES, VOCABULARIES, device, nanogpt, ours, require_checkout, share_of_peak
 from bench.machine import RESULTS, facts, heading, path_of, read, write
 from bench.turns import in_turn, ratio, spread
 from gpt2 import kernels, parallel
@@ -71,15 +72,14 @@ def run(path, here, sizes, rounds, checkout, deadline):
     makers = {"nanoGPT": (nanogpt, (vocab_size, checkout))} if checkout else {}
     makers |= {name: (ours, (vocab_size, *chosen.values())) for name, chosen in options().items()}
     if table["batch_size"] != batch_size or set(makers) - set(table["rows"]):
-        rows = in_turn(makers, vocab_size, (batch_size, SIZE["block_size"]), rounds, deadline)
+        rows = in_turn(makers, vocab_size, (batch_size, SIZES[device().type]["block_size"]), rounds, deadline)
         found["tables"][str(vocab_size)] = {"batch_size": batch_size, "rows": rows}
         write(path, found)
 
 
-def table_of(batch_size, rows):
-    """Markdown of one vocabulary's rungs."""
+def table_of(tokens, rows, share=None):
+    """Markdown of one vocabulary's rungs, of `tokens` a step; share: what a token/s is of a GPU's peak, if known."""
     lines = ["| | tokens/s | spread | gain | against nanoGPT | memory | loss |", "|---|---|---|---|---|---|---|"]
-    tokens = batch_size * SIZE["block_size"]
     before, times = None, {name: row["seconds"] for name, row in rows.items() if "seconds" in row}
     for name, row in rows.items():
         if "failed" in row:
@@ -88,8 +88,10 @@ def table_of(batch_size, rows):
         seconds, rival = row["seconds"], CHOSEN if "pruned" in name else before
         gain = f"{ratio(seconds, times[rival]) - 1:+.1%}" if rival in times else ""
         against = f"{ratio(seconds, times['nanoGPT']):.2f}x" if "nanoGPT" in times else ""
+        rate = tokens / statistics.median(seconds)
+        used = f" (MFU {share * rate:.1%})" if share else ""
         lines.append(
-            f"| {name} | {tokens / statistics.median(seconds):,.0f} | {spread(seconds):.0%} | {gain} | {against} | "
+            f"| {name} | {rate:,.0f}{used} | {spread(seconds):.0%} | {gain} | {against} | "
             f"{row['memory'] / 1e6:,.0f} MB | {row['loss']:.4f} |"
         )
         before = None if name == "nanoGPT" else name
@@ -104,18 +106,21 @@ def page(runs):
         "Written by `python -m bench.ladder` from results/speed/*.json. Each row has one thing more than the row",
         "above; `gain` is against that row, of the rows with pruning against the unpruned loop. Medians of steps",
         "taken in turn, each loop in a process of its own, after steps that do not count; a ratio is the median of",
-        "the rounds' ratios, spread is (slowest - fastest) / median, memory the peak of the row's process. 6 layers,",
-        "256 wide, context 256, random tokens; `loss` is that of the last step, of the same batches in each row: all",
-        "compute the same, but for the pruned ones. nanoGPT: its own model.py and optimizer, run as its README says",
-        "for the device. A row that the loop then does not choose there is a negative result, and stays.",
+        "the rounds' ratios, spread is (slowest - fastest) / median, memory the peak of the row's process. On CPUs",
+        "6 layers, 256 wide, context 256, on GPUs GPT-2 124M; random tokens; `loss` is that of the last step, of the",
+        "same batches in each row: all compute the same, but for the pruned ones. nanoGPT: its own model.py and",
+        "optimizer, run as its README says for the device. A row that the loop then does not choose there is a",
+        "negative result, and stays.",
     ]
     for one in runs:
         lines += ["", f"## {one['machine']}", "", heading(one) + "."]
+        context = SIZES["cpu" if one["machine"].startswith("CPU") else "cuda"]["block_size"]
         for vocab_size, table in one["tables"].items():
+            tokens, share = table["batch_size"] * context, share_of_peak(int(vocab_size), one["machine"])
             steps = max(len(row.get("seconds", ())) for row in table["rows"].values())
             lines += ["", f"### {int(vocab_size):,} tokens, batch {table['batch_size']}, {one['machine']}", ""]
             lines += [f"{steps} steps of each count.", ""]
-            lines += table_of(table["batch_size"], table["rows"])
+            lines += table_of(tokens, table["rows"], share)
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +128,7 @@ def main():
     parser = Parser(prog="python -m bench.ladder", description=__doc__)
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT to measure beside")
     parser.add_argument("--rounds", type=positive, default=7, help="steps of each rung that count")
-    parser.add_argument("--vocab_size", type=positive, nargs="+", default=[65, 50257], help="(default: 65 50257)")
+    parser.add_argument("--vocab_size", type=positive, nargs="+", help="default: 65 50257, on a GPU 50257")
     parser.add_argument("--batch_size", type=positive, default=16, help="sequences of a step")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which a call begins nothing new")
     parser.add_argument("--to", type=Path, default=RESULTS, help="folder of speed.md and speed/")
@@ -131,7 +136,7 @@ def main():
     require_checkout(args.nanogpt)
     deadline, here = time.monotonic() + 60 * args.minutes, facts(device())
     path = path_of(here, "speed", args.to)
-    for vocab_size in args.vocab_size:
+    for vocab_size in args.vocab_size or VOCABULARIES[device().type]:
         if time.monotonic() > deadline:
             print("not all is measured yet: the same call again goes on", file=sys.stderr)
             break

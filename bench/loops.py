@@ -15,7 +15,19 @@ from gpt2.model import GPT, GPTConfig
 from gpt2.optimizer import make_optimizer
 from pruning import Pruner
 
-SIZE = dict(block_size=256, n_layer=6, n_head=8, n_embd=256)
+SIZES = {  # of the GPT that is trained, by kind of device
+    "cpu": dict(block_size=256, n_layer=6, n_head=8, n_embd=256),
+    "cuda": dict(block_size=1024, n_layer=12, n_head=12, n_embd=768),  # GPT-2 124M
+}
+VOCABULARIES = {"cpu": [65, 50257], "cuda": [50257]}
+
+
+def share_of_peak(vocab_size, name):
+    """What a token/s is of the peak of the GPU `name`; None where that is not known."""
+    with torch.device("meta"):
+        model = GPT(GPTConfig(vocab_size=vocab_size, bias=False, **SIZES["cuda"]))
+    peak = parallel.peak_flops(name)
+    return model.flops_per_token() / peak if peak else None
 
 
 def device():
@@ -40,11 +52,11 @@ def ours(
     if not own_kernels:
         kernels.usable = lambda x: False
     torch.manual_seed(0)
-    config = Config(vocab_size=vocab_size, bias=False, **SIZE)
-    model = GPT(GPTConfig(vocab_size=vocab_size, bias=False, **SIZE)).to(here)
+    sizes = dict(vocab_size=vocab_size, bias=False, **SIZES[here.type])
+    model = GPT(GPTConfig(**sizes)).to(here)
     dtype = parallel.compute_dtype(dtype, here)
     fast = torch.compile(model) if parallel.should_compile(compile, here) else model
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, Config(**sizes))
     for group in optimizer.param_groups:
         group["fused"] = fused or None  # not False: on a GPU torch would then take the tensors one by one
     pruner = Pruner(model, optimizer, "bitter7", 0.5, begin=1, end=10_001, interval=prune) if prune else None
@@ -73,7 +85,7 @@ def nanogpt(vocab_size, path):
     here, theirs = device(), load_module(Path(path) / "model.py")
     torch.manual_seed(0)
     cuda = here.type == "cuda"
-    sizes = dict(vocab_size=vocab_size + (-vocab_size % 64 if cuda else 0), dropout=0.0, bias=False, **SIZE)
+    sizes = dict(vocab_size=vocab_size + (-vocab_size % 64 if cuda else 0), dropout=0.0, bias=False, **SIZES[here.type])
     model = theirs.GPT(theirs.GPTConfig(**sizes)).to(here)
     optimizer = model.configure_optimizers(0.1, 6e-4, (0.9, 0.95), here.type)
     fast = torch.compile(model) if cuda else model

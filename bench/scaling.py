@@ -16,7 +16,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from bench.loops import SIZE, finish
+from bench.loops import SIZES, finish
 from bench.machine import RESULTS, facts, heading, path_of, write
 from gpt2.config import Config
 from gpt2.errors import Parser, UserError, one_line_errors, positive
@@ -26,7 +26,7 @@ from gpt2.optimizer import make_optimizer
 from gpt2.parallel import World, autocast, compute_dtype
 from gpt2.placement import averaging, data_parallel
 
-VOCABULARY, SEQUENCES = 65, 16  # a step's, over all ranks
+SIZE, VOCABULARY, SEQUENCES = SIZES["cpu"], 65, 16  # sequences of a step, over all ranks
 
 
 def on_rank(rank, ranks, store, rounds, results):

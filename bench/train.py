@@ -1,9 +1,9 @@
 """Tokens per second of this loop on this machine, and beside nanoGPT's: NANOGPT=path/to/nanoGPT python -m bench.train
 
-Both train a GPT of the same size on the same random tokens, each in a process of its own, a step of the one, a step of
-the other, and so on: drift of the machine meets both alike. nanoGPT runs as its README says for a CPU (float32, no
-compile), with the model and the optimizer of its own model.py; this loop as it chooses for the machine. Steps that
-allocate and compile do not count.
+Both train a GPT of the same size (on a CPU 6 layers, 256 wide; on a GPU GPT-2 124M) on the same random tokens, each in
+a process of its own, a step of the one, a step of the other, and so on: drift of the machine meets both alike. nanoGPT
+runs as its README says for a CPU (float32, no compile) or a GPU (bfloat16, compiled), with the model and the optimizer
+of its own model.py; this loop as it chooses for the machine. Steps that allocate and compile do not count.
 
 --shakespeare INPUT.TXT compares whole runs instead: seconds until nanoGPT's CPU quickstart has ended, and until
 config/shakespeare_char.py has, and the same with nanoGPT's own recipe; each with the validation loss it reaches.
@@ -24,8 +24,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from bench.loops import SIZE, device, nanogpt, ours, require_checkout
+from bench.loops import SIZES, VOCABULARIES, device, nanogpt, ours, require_checkout, share_of_peak
 from bench.machine import RESULTS, facts, heading, path_of, read, write
 from bench.turns import in_turn, ratio
 from gpt2.errors import Parser, UserError, one_line_errors, positive
@@ -48,16 +49,18 @@ def compare_steps(checkout, vocab_size, batch_size, rounds):
     makers = {"this loop": (ours, (vocab_size,))}
     if checkout:
         makers["nanoGPT"] = (nanogpt, (vocab_size, checkout))
-    rows = in_turn(makers, vocab_size, (batch_size, SIZE["block_size"]), rounds)
+    here = device()
+    context = SIZES[here.type]["block_size"]
+    share = share_of_peak(vocab_size, torch.cuda.get_device_name(here)) if here.type == "cuda" else None
+    rows = in_turn(makers, vocab_size, (batch_size, context), rounds)
     if failed := [f"{name}: {row['failed']}" for name, row in rows.items() if "failed" in row]:
         raise SystemExit("\n".join(failed))
     line = f"vocabulary {vocab_size:6,}"
     for name, row in rows.items():
         seconds = row["seconds"]
-        rates = [
-            batch_size * SIZE["block_size"] / one for one in (statistics.median(seconds), max(seconds), min(seconds))
-        ]
+        rates = [batch_size * context / one for one in (statistics.median(seconds), max(seconds), min(seconds))]
         line += f"  {name} {rates[0]:,.0f} ({rates[1]:,.0f} to {rates[2]:,.0f}) tokens/s, last loss {row['loss']:.4f}"
+        line += f", MFU {share * rates[0]:.1%}" if share else ""
     if checkout:
         line += f"  ratio {ratio(rows['this loop']['seconds'], rows['nanoGPT']['seconds']):.2f}x"
     print(line, flush=True)
@@ -124,7 +127,7 @@ def write_nanogpt_data(text, folder):
 def main():
     parser = Parser(prog="python -m bench.train", description=__doc__)
     parser.add_argument("--batch_size", type=positive, default=16, help="sequences of a step")
-    parser.add_argument("--vocab_size", type=positive, nargs="+", default=[65, 50257], help="(default: 65 50257)")
+    parser.add_argument("--vocab_size", type=positive, nargs="+", help="default: 65 50257, on a GPU 50257")
     parser.add_argument("--rounds", type=positive, default=8, help="steps of each that count")
     parser.add_argument("--shakespeare", metavar="INPUT.TXT", help="compare whole runs on this text instead")
     parser.add_argument("--to", default=RESULTS, help="folder of train/")
@@ -138,7 +141,7 @@ def main():
         found["shakespeare"] = here | {"load": os.getloadavg()[0], "runs": compare_runs(args.shakespeare, checkout)}
         write(path, found)
         return
-    for vocab_size in args.vocab_size:
+    for vocab_size in args.vocab_size or VOCABULARIES[device().type]:
         load = os.getloadavg()[0]
         rows = compare_steps(checkout, vocab_size, args.batch_size, args.rounds)
         write(path, found := found | {str(vocab_size): here | {"load": load} | rows})

@@ -34,6 +34,10 @@ class Loop:
         self.pipe.send(batch)
         return self.answer()
 
+    def rest(self):
+        """Leave a GPU's memory, what the model and its optimizer keep aside, to the others."""
+        self.pipe.send(None)
+
     def answer(self):
         try:
             found = self.pipe.recv()
@@ -55,7 +59,11 @@ def serve(pipe, make, arguments):
         step = make(*arguments)
         pipe.send(True)
         while True:
-            pipe.send(timed(step, *draw(*pipe.recv())))
+            batch = pipe.recv()
+            if batch is None:
+                torch.cuda.empty_cache()
+            else:
+                pipe.send(timed(step, *draw(*batch)))
     except Exception:
         pipe.send(traceback.format_exc())
 
@@ -91,6 +99,7 @@ def in_turn(makers, vocab_size, shape, rounds, deadline=float("inf")):
                 try:
                     loops[name].step((2 * number, vocab_size, shape))
                     taken[name].append(loops[name].step((2 * number + 1, vocab_size, shape)))
+                    loops[name].rest()
                 except RuntimeError as error:
                     failed[name] = {"failed": str(error)}
                     del taken[name]

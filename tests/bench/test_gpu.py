@@ -36,7 +36,7 @@ def stop(asked, parser):
 def test_the_plan_is_whole_and_its_options_exist(options, monkeypatch):
     commands = plan("all", *options)
     modules = [words[1] for words in commands]
-    assert set(modules) == {"bench.gpu", "bench.ladder", "bench.prune", "bench.select"}
+    assert set(modules) == {"bench.gpu", "bench.train", "bench.ladder", "bench.prune", "bench.select"}
     assert [words[2] for words in commands if words[1] == "bench.gpu"] == [
         *("train", "train", "numbers"),
         *("train", "train", "cut", "train", "same"),

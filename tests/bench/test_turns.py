@@ -61,6 +61,9 @@ class Here:
     def step(self, batch):
         return turns.timed(self.made, *turns.draw(*batch))
 
+    def rest(self):
+        pass
+
     def close(self):
         pass
 
@@ -74,8 +77,9 @@ def test_a_table_has_a_line_for_what_failed_and_ratios_of_the_rest():
 
     row = lambda *seconds: {"seconds": list(seconds), "memory": 2e6, "loss": 4.0}
     rows = {"nanoGPT": {"failed": "Traceback\nMemoryError"}, "plain": row(2.0, 2.0), CHOSEN: {"failed": "killed"}}
-    lines = table_of(1, rows | {"the same, pruned": row(1.0, 1.0)})
+    lines = table_of(256, rows | {"the same, pruned": row(1.0, 1.0)})
     assert "| nanoGPT | failed: MemoryError |" in lines[2] and "| failed: killed |" in lines[4]
     assert lines[3] == "| plain | 128 | 0% |  |  | 2 MB | 4.0000 |" and "| 256 | 0% |  |  |" in lines[5]
     rows["nanoGPT"] = row(4.0, 4.0)
-    assert "| 2.00x |" in table_of(1, rows)[3]
+    assert "| 2.00x |" in table_of(256, rows)[3]
+    assert "| plain | 128 (MFU 12.8%) |" in table_of(256, rows, share=0.001)[3]
