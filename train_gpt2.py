@@ -32,7 +32,7 @@ from gpt2.log import Log, say_finished
 from gpt2.model import GPT
 from gpt2.optimizer import learning_rate, make_optimizer, make_spam, set_learning_rate
 from gpt2.pace import Pace
-from gpt2.placement import averaging, place, whole
+from gpt2.placement import averaging, place
 from gpt2.pruner import continue_pruner, description, make_pruner, sparsities
 from gpt2.restarts import count_restart
 from gpt2.shards import find_shards, read_meta
@@ -43,6 +43,7 @@ from pruning import DensityLR, NotFiniteError
 from pruning.allocation import ALLOCATIONS
 from pruning.criteria import CRITERIA
 from pruning.optim import OPTIMIZERS
+from pruning.ranks import full
 from pruning.schedule import SCHEDULES
 
 
@@ -157,7 +158,7 @@ def run(config, change, stops, writer):
         if pruner:
             with pace.pruning:
                 pruner.mask_gradients()
-        grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf))
+        grad_norm = full(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf))
         guard.step(grad_norm, spam)
         point("in_update")
         optimizer.zero_grad(set_to_none=True)

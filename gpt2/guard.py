@@ -10,7 +10,7 @@ import math
 import torch
 
 from gpt2.errors import UserError
-from gpt2.placement import local
+from pruning.ranks import local
 
 MEMORY = 0.99  # of the running mean and variance of the gradient norm: about the last hundred steps
 LEAST = 50  # norms that must have been seen before one can be an outlier

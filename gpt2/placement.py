@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.compiling import backend_of
 from gpt2.parallel import autocast
+from pruning.ranks import is_distributed
 
 
 def place(model, config, world, dtype, compiling):
@@ -93,25 +94,10 @@ def at_rest(model):
             module.reshard()
 
 
-def is_sharded(tensor):
-    """Whether this is a DTensor, told without importing what defines it."""
-    return hasattr(tensor, "placements")
-
-
-def whole(tensor):
-    """The full tensor of a shard, gathered from all ranks (a collective); others as they are."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor
-
-
-def local(tensor):
-    """What this rank holds of a tensor, in the same memory."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
 @torch.no_grad()
 def fill(tensor, source):
     """Copy `source`, a full tensor or a slice of a file, into `tensor`; of a shard, this rank's rows alone are read."""
-    if not is_sharded(tensor):
+    if not is_distributed(tensor):
         tensor.copy_(source[...])
         return
     mine, mesh = tensor.to_local(), tensor.device_mesh

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from gpt2.errors import UserError
-from gpt2.placement import averaging, is_sharded, local
+from gpt2.placement import averaging
+from pruning.ranks import is_distributed, local
 
 BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 KEY = 0x1E3779B97F4A7C15  # odd
@@ -27,7 +28,7 @@ def check(last, model, fast, loss_of, batch, exact, grad_norm):
     """
     step = batch[0]
     once, again = (replay(model, fast, loss_of, batch, exact) for _ in range(2))
-    replicated = {name: p for name, p in model.tensors().items() if not is_sharded(p)}
+    replicated = {name: p for name, p in model.tensors().items() if not is_distributed(p)}
     replicated["the gradient's norm"] = grad_norm
     differs = once != again
     verdict = 2 * differs[:1] + differs.any()  # 2 or more where the loss differs: sharded gradients differ on all ranks

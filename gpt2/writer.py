@@ -25,7 +25,7 @@ from gpt2 import checkpoint
 from gpt2.errors import UserError
 from gpt2.faults import point
 from gpt2.files import sync, write_json
-from gpt2.placement import whole
+from pruning.ranks import full
 
 CHUNK = 8 << 20  # bytes hashed and written at a time
 DTYPES = {
@@ -111,7 +111,7 @@ class Snapshot:
         for file, tensors in files.items():
             self.files[file] = {}
             for name, tensor in ordered(tensors):
-                tensor = whole(tensor.detach())
+                tensor = full(tensor.detach())
                 buffer = old.get(file, {}).pop(name, None)
                 if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                     buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -156,7 +156,7 @@ class Writer:
         if not self.is_main:
             for tensors in files.values():
                 for _, tensor in ordered(tensors):
-                    whole(tensor.detach())
+                    full(tensor.detach())
             return
         point("before_snapshot")
         self.snapshot.take(files)
