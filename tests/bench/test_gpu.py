@@ -1,15 +1,18 @@
 """The plan of bench/gpu.sh, which nobody could run on a GPU: all phases are there, what they call takes its options."""
 
 import importlib
+import json
 import os
 import subprocess
 
 import pytest
 
-from bench import gpu
+from bench import gpu, ladder, loops
 from gpt2.config import load_config
 from gpt2.errors import UserError
 from pruning.criteria import CRITERIA
+from tests.bench.test_turns import Here
+from tests.pretended_gpu import Gpu
 
 
 def plan(phase, *options):
@@ -51,6 +54,19 @@ def test_the_plan_is_whole_and_its_options_exist(options, monkeypatch):
             patch.setattr("sys.argv", [module, *words])
             importlib.import_module(module).main()
         asked[0].parse_args(words)
+
+
+def test_on_a_gpu_every_rung_of_the_ladder_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.turns.Loop", Here)
+    monkeypatch.setitem(loops.SIZES, "cuda", dict(block_size=16, n_layer=1, n_head=2, n_embd=32))
+    monkeypatch.setattr("sys.argv", "ladder --rounds 1 --batch_size 2 --vocab_size 65 --to".split() + [str(tmp_path)])
+    with Gpu():
+        ladder.main()
+        shown = (tmp_path / "speed.md").read_text()
+    (found,) = [json.loads(file.read_text()) for file in (tmp_path / "speed").iterdir()]
+    losses = [row["loss"] for row in found["tables"]["65"]["rows"].values()]  # KeyError where one failed
+    assert found["machine"] in shown and shown.count("MFU") == len(losses) >= 6 and "kernels" not in shown
+    assert max(losses) - min(losses) < 0.01
 
 
 @pytest.mark.parametrize("words", ["train", "numbers {} a --to {}", "cut {} a", "same {} a a --to {}", "cut {} b"])

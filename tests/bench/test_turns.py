@@ -53,7 +53,7 @@ def test_it_ends_in_time_with_a_round_at_least(monkeypatch):
 
 
 class Here:
-    """A Loop in this process."""
+    """A bench.turns.Loop in this process."""
 
     def __init__(self, make, arguments):
         self.made = make(*arguments)
