@@ -1,9 +1,9 @@
 """How fast text is written on a CPU: python -m bench.decode [--nanogpt DIR] [--tokens N]
 
-A model of GPT-2 124M's shape with random weights and random zeros, float32, one sample. Three questions, the ways of
-each in turn, medians: the sparse model against the dense one at 50, 75 and 90 %; sampling at a context of 1,024 against
-the whole window read for every token, which is nanoGPT's way (its own model.py, where --nanogpt names a checkout); and
-the share of the tied head, which no pruning makes faster.
+A model of GPT-2 124M's shape with random weights and random zeros, float32. Three questions, the ways of each in turn,
+medians: the sparse model against the dense one at 50, 75 and 90 %, for --samples at once; the dense model, one sample,
+at a context of 1,024 against the whole window read for every token, which is nanoGPT's way (its own model.py, where
+--nanogpt names a checkout); and the share of the tied head, which no pruning makes faster.
 """
 
 import copy
@@ -44,13 +44,13 @@ def medians(ways, rounds=3):
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def compare_sparse(dense, tokens):
-    prompt = torch.randint(0, 50257, (1, 16))
+def compare_sparse(dense, tokens, samples):
+    prompt = torch.randint(0, 50257, (samples, 16))
     for sparsity in (0.0, 0.5, 0.75, 0.9):
         model = pruned(dense, sparsity)
         sparse = copy.deepcopy(model)
         start = time.perf_counter()
-        replaced = make_sparse(sparse)
+        replaced = make_sparse(sparse, rows=samples)
         setup = time.perf_counter() - start
         with torch.no_grad():
             error = (model(prompt[:, :1])[0] - sparse(prompt[:, :1])[0]).abs().max().item()
@@ -67,7 +67,7 @@ def compare_sparse(dense, tokens):
 
 def compare_head(dense):
     hidden, ours = torch.randn(1, 1, dense.config.n_embd), copy.deepcopy(dense)
-    make_sparse(ours)
+    make_sparse(ours, always=True)
     way = lambda model: lambda: [model.head(hidden) for _ in range(20)]
     with torch.no_grad():
         torchs, kernel = (50 * seconds for seconds in medians({"torch": way(dense), "kernel": way(ours)}).values())
@@ -83,7 +83,7 @@ def compare_windows(model, new, nanogpt):
         ways["nanoGPT"] = lambda: their.generate(prompt, new, top_k=200)
     else:
         ways["whole window"] = lambda: read_whole(model, prompt, new)
-    seconds = medians(ways, rounds=1)
+    seconds = medians(ways)
     ours, other = seconds.values()
     print(
         f"{new} tokens after {1024 - new}: {list(ways)[1]} {new / other:.2f} tokens/s, ours {new / ours:.2f} "
@@ -102,6 +102,7 @@ def main():
     parser = Parser(prog="python -m bench.decode", description=__doc__)
     parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT")
     parser.add_argument("--tokens", type=positive, default=60, help="tokens of a timed sample")
+    parser.add_argument("--samples", type=positive, default=1, help="texts at once, of the first question")
     parser.add_argument("--new", type=int, default=32, help="tokens written at the end of a full context; 0: none")
     args = parser.parse_args()
     require_checkout(args.nanogpt)
@@ -112,7 +113,7 @@ def main():
     dense = GPT(GPTConfig()).eval()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     compare_head(dense)
-    compare_sparse(dense, args.tokens)
+    compare_sparse(dense, args.tokens, args.samples)
     if args.new:
         compare_windows(dense, args.new, args.nanogpt)
 

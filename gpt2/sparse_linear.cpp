@@ -2,14 +2,13 @@
 // Compiled on first use by pruning/native.py; threads are those of torch's own OpenMP.
 
 #include <cstdint>
-#include <cstring>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
 namespace {
 
-constexpr int64_t AHEAD = 1024;  // floats: a page, beyond which the processor does not ask for memory by itself
+constexpr int64_t AHEAD = 1024;  // numbers, a page of floats, beyond which the processor does not ask for memory by itself
 
 // Calls dot(row, x) for each row of W and each of the `inputs` vectors, which all meet the row while it is in the cache.
 template <class Dot>
@@ -21,39 +20,6 @@ void multiply(const float *bias, int64_t rows, int64_t width, const float *x, fl
 }
 
 #ifdef __AVX2__
-inline float sum(__m256 v) {
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-#endif
-
-// What `wide` leaves of a row: bytes of the mask from `i` on.
-inline float narrow(const uint8_t *mask, const float *values, const float *x, int64_t i, int64_t bytes) {
-    float total = 0;
-    for (; i < bytes; i++)
-        for (unsigned byte = mask[i]; byte; byte &= byte - 1) total += *values++ * x[8 * i + __builtin_ctz(byte)];
-    return total;
-}
-
-// The product of the first bytes of a row, as many as fill vectors: moves `values` and `i` behind them.
-#if defined(__AVX512F__)
-inline float wide(const uint8_t *mask, const float *&values, const float *x, int64_t &i, int64_t bytes) {
-    __m512 totals[4] = {};
-    for (; i + 8 <= bytes; i += 8) {
-        uint64_t bits;
-        std::memcpy(&bits, mask + i, sizeof bits);
-        __builtin_prefetch(values + AHEAD), __builtin_prefetch(values + AHEAD + 16);
-        for (int part = 0; part < 4; part++, bits >>= 16) {
-            const __m512 spread = _mm512_maskz_expand_ps((__mmask16)bits, _mm512_loadu_ps(values));
-            totals[part] = _mm512_fmadd_ps(spread, _mm512_loadu_ps(x + 8 * i + 16 * part), totals[part]);
-            values += __builtin_popcount((uint16_t)bits);
-        }
-    }
-    return _mm512_reduce_add_ps(
-        _mm512_add_ps(_mm512_add_ps(totals[0], totals[1]), _mm512_add_ps(totals[2], totals[3])));
-}
-#elif defined(__AVX2__)
 // For each byte of a mask: which of the next stored weights each of eight lanes takes; negative where it takes none.
 struct Lanes {
     int8_t of[256][8];
@@ -70,6 +36,13 @@ inline __m256 spread(uint8_t byte, const float *values) {
     return _mm256_blendv_ps(taken, _mm256_setzero_ps(), _mm256_castsi256_ps(lane));
 }
 
+inline float sum(__m256 v) {
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// The product of a row's bytes of the mask, but the last where they are odd: moves `values` and `i` behind them.
 inline float wide(const uint8_t *mask, const float *&values, const float *x, int64_t &i, int64_t bytes) {
     __m256 even = _mm256_setzero_ps(), odd = even;
     for (; i + 2 <= bytes; i += 2) {
@@ -85,13 +58,21 @@ inline float wide(const uint8_t *mask, const float *&values, const float *x, int
 inline float wide(const uint8_t *, const float *&, const float *, int64_t &, int64_t) { return 0; }
 #endif
 
+// The product of a row's last bytes, from the i-th on.
+inline float narrow(const uint8_t *mask, const float *values, const float *x, int64_t i, int64_t bytes) {
+    float total = 0;
+    for (; i < bytes; i++)
+        for (unsigned byte = mask[i]; byte; byte &= byte - 1) total += *values++ * x[8 * i + __builtin_ctz(byte)];
+    return total;
+}
+
 }  // namespace
 
 // All: where, values, starts: how W is stored, starts: where in `values` each row begins; x: [inputs, width]; bias:
 // [rows], or null; y: [inputs, rows].
 extern "C" {
 
-// where: a bit a weight, whole bytes a row; values: the non-zero ones, with 16 floats to spare behind the last.
+// where: a bit a weight, whole bytes a row; values: the non-zero ones, with eight floats to spare behind the last.
 void bitmask(const uint8_t *where, const float *values, const int64_t *starts, const float *bias, int64_t rows,
              int64_t width, const float *x, float *y, int64_t inputs) {
     const int64_t bytes = (width + 7) / 8, full = width / 8;

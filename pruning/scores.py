@@ -167,7 +167,8 @@ class Scores:
             return None
         mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
         if self.kept is not None:
-            return (self.keys(i, rows)[::apart] for i in mine for rows in self.chunks(i)), size, zeros
+            of = lambda i, rows: self.keys(i, rows)[-rows.start % apart :: apart]
+            return (of(i, rows) for i in mine for rows in self.chunks(i)), size, zeros
         every = lambda i: slice(0, local(self.layers[i].parameter).shape[0], apart)
         return (self.new_keys(i, every(i)) for i in mine), size, zeros
 

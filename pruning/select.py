@@ -76,8 +76,8 @@ def search(keys, k, layers, device, all_reduce, sample=None):
     1 <= k <= number of keys.
 
     keys: called once a pass, yields (layer, int32 tensor) for the weights that this rank counts; layers: how many there
-    are; all_reduce: sums an int64 tensor over the ranks, in place; sample: (int32 tensors of some of the keys that this
-    rank counts, how many keys there are on all ranks, how many of these are PRUNED), or None.
+    are; all_reduce: sums an int64 tensor over the ranks, in place; sample: (int32 tensors of some of the keys, others
+    on each rank, how many keys there are on all ranks, how many of these are PRUNED), or None.
     """
     if sample:
         found = search_near(keys, k, layers, device, all_reduce, sample)
