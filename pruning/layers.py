@@ -17,8 +17,8 @@ class Layer:
     """One prunable parameter.
 
     parameter: as the optimizer holds it, perhaps a DTensor; shape: of the full tensor; input_dim: along which N:M
-    patterns run; first: place of its first weight among all prunable ones; row: first row of the full tensor that this
-    rank holds.
+    patterns run, guessed where not `input_known`; first: place of its first weight among all prunable ones; row: first
+    row of the full tensor that this rank holds.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Layer:
     input_dim: int
     first: int = 0
     row: int = 0
+    input_known: bool = True
 
     @property
     def size(self) -> int:
@@ -47,11 +48,15 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     """
     chosen = asked_for(model, prunable) if prunable else by_default(model)
     layers, first, sideways = [], 0, input_first(model)
+    ruled = {id(parameter) for module in model.modules() for parameter in matrices(module)}
     for name, parameter in model.named_parameters():
         if id(parameter) in chosen and parameter.numel():
             shape = tuple(parameter.shape)
             layers.append(Layer(clean(name), parameter, shape, 0 if id(parameter) in sideways else 1, first))
+            layers[-1].input_known = len(shape) == 2 or id(parameter) in ruled
             first += layers[-1].size
+    if empty := [layer.name for layer in layers if layer.parameter.is_meta]:
+        raise ValueError(f"{empty[0]}: has no values yet, being on the device meta: make the Pruner when it has")
     if not layers and prunable:
         raise ValueError(
             "no prunable weight: prunable=, which is called with (name, parameter), chose none of the model's"
@@ -67,11 +72,13 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     return layers
 
 
-def check_model(model: nn.Module) -> None:
-    """ValueError where this is no module, and where FSDP's first version holds weights, which are pieces of flat ones
-    there."""
+def check_model(model: nn.Module, prunable: Prunable | None) -> None:
+    """ValueError where this is no module, `prunable` no function, and where FSDP's first version holds weights, which
+    are pieces of flat ones there."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, not {type(model).__name__}")
+    if not (prunable is None or callable(prunable)):
+        raise ValueError(f"prunable={prunable!r}: expected a function (name, parameter) -> bool")
     kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
     if "FullyShardedDataParallel" in kinds:
         raise ValueError(

@@ -27,6 +27,11 @@ def check_pattern(
         raise ValueError(
             f"pattern='{n}:{m}' fixes the layers' sparsity: allocation={allocation} cannot be combined with it"
         )
+    if unclear := [layer.name for layer in layers if not layer.input_known]:
+        raise ValueError(
+            f"{unclear[0]}: pattern='{n}:{m}' runs along the input dimension, and which of three or more that is, is "
+            "known of convolutions alone: leave the weight out with prunable=, or the pattern away"
+        )
     if unfit := [layer for layer in layers if layer.shape[layer.input_dim] % m]:
         named = ", ".join(repr(layer.name) for layer in unfit)
         raise ValueError(

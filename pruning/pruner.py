@@ -1,7 +1,7 @@
 """The Pruner: three lines in a training loop, and the weight is the mask."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pruning.schedule import SCHEDULES, sparsity_at
 from pruning.scores import Scores
 from pruning.settings import check_ranges, lookup
 from pruning.stepping import StepCounter, unwrapped
-from pruning.zeros import count_zeros, zero_all_where_zero, zero_copy, zero_dead, zero_where_zero
+from pruning.zeros import count_all_zeros, zero_all_where_zero, zero_copy, zero_dead, zero_where_zero
 
 SAVED = ("criterion", "pattern", "steps", "pruned", "threshold", "target_sparsity", "buffers")  # what a state must hold
 BY_CHANCE = 0.01  # share of the prunable weights that may be zero beyond the target: live ones that have met 0.0 since
@@ -70,7 +70,7 @@ class Pruner:
     Raises ValueError for values out of range, parameters that cannot be pruned, and placements or optimizers that
     cannot be pruned exactly; updates raise NotFiniteError for weights or states that are NaN or infinite. Where pruned
     weights came back, as they do without `mask_gradients`, the next update, `state_dict`, or a look every few steps
-    raises RuntimeError.
+    raises RuntimeError; where `step` is given numbers, nothing looks but the first two, and `check_none_came_back`.
     """
 
     def __init__(
@@ -98,7 +98,8 @@ class Pruner:
         self.target_sparsity = float(target_sparsity)
         self.begin, self.end, self.interval = int(begin), int(end), int(interval)
         self.max_layer_sparsity = max(max_layer_sparsity, self.target_sparsity)
-        check_model(model)
+        check_model(model, prunable)
+        self.model = model
         self.sharded_modules = sharded_modules(model)
         self.reshard()
         self.layers = find_layers(model, prunable)
@@ -145,10 +146,17 @@ class Pruner:
         self.counter.before_step()
         if self.zeros_found:
             self.zero_states()
-        asked = self.layers if parameters is None else map(self.layer_of.get, parameters)
-        for layer in asked:
+        for layer in self.layers if parameters is None else self.layers_of(parameters):
             if layer in self.masked and layer.parameter.grad is not None:
                 zero_where_zero(local(layer.parameter.grad), local(layer.parameter))
+
+    def layers_of(self, parameters: Iterable[nn.Parameter]) -> Iterator[Layer]:
+        """The layers among `parameters`. ValueError for what is no parameter."""
+        for parameter in parameters:
+            if not isinstance(parameter, nn.Parameter):
+                raise ValueError(f"parameters: expected parameters of the model, not {type(parameter).__name__}s")
+            if parameter in self.layer_of:
+                yield self.layer_of[parameter]
 
     def step(self, number: int | None = None) -> bool:
         """Prune to `schedule(step)` when the optimizer's last step is one of an update. Returns whether it was.
@@ -159,15 +167,17 @@ class Pruner:
         optimizer state is NaN or infinite."""
         self.counter.after_step()
         if number is not None:
+            if number < 0 or number != int(number):
+                raise ValueError(f"step({number}): expected the number of the optimizer's last step, from 1")
             self.counter.taken = int(number)
         taken = range(self.seen + 1, self.steps + 1)
         if number is None:
-            self.counter.look(self.layers[0].parameter, stepped=bool(taken))
-        self.seen = self.steps
+            self.counter.look(self.layers[0].parameter, stepped=bool(taken) or self.seen >= self.end)
         due = [step for step in taken if self.due(step)]
         if due:
             self.update(due[-1])
-        elif number is None and any(step % max(self.interval, LOOK_EVERY) == 0 for step in taken):
+        self.seen = self.steps  # not before: an update that fails is made up for at the next step
+        if not due and number is None and any(step % max(self.interval, LOOK_EVERY) == 0 for step in taken):
             self.check_none_came_back()
         return bool(due)
 
@@ -201,6 +211,7 @@ class Pruner:
             allowed = f"0 <= sparsity <= {most:g}, as the pattern allows" if self.pattern else "0 <= sparsity < 1"
             raise ValueError(f"sparsity={sparsity}: expected {allowed}")
         self.reshard()
+        self.check_layers_are_there()
         total, zeros = round(sparsity * self.prunable), self.zeros()
         self.check_none_came_back(sum(zeros))
         if not total:
@@ -209,9 +220,31 @@ class Pruner:
             self.scores.prepare(zeros)
             with self.scores.keeping():
                 self.prune(self.choose(total, sparsity, zeros))
+            self.check_replicas(total)
         self.masked, self.claimed = dict.fromkeys(self.layers), max(total, sum(zeros))
         if total <= sum(zeros):
             self.zero_states()
+
+    def check_layers_are_there(self) -> None:
+        """ValueError where the model has other parameters in the place of layers than when the Pruner was made."""
+        there = set(map(id, self.model.parameters()))
+        if gone := [layer.name for layer in self.layers if id(layer.parameter) not in there]:
+            raise ValueError(
+                f"{', '.join(gone)}: the model has another parameter there than when the Pruner was made, or none: "
+                "make the optimizer and the Pruner when its modules and their devices and dtypes are as they stay"
+            )
+
+    def check_replicas(self, total: int) -> None:
+        """RuntimeError, on all ranks, where one has not `total` zeros after an update: they were no replicas. Where
+        there are several, a collective, and a wait for the device."""
+        if self.ranks.size == 1 or self.ranks.sharded:
+            return
+        zeros = count_all_zeros(self.layers)
+        if self.ranks.all_reduce((zeros.sum() != total).long()):
+            raise RuntimeError(
+                "the ranks do not train the same weights: give process_group= the ranks that train replicas of this "
+                "model, and bring their weights together before the Pruner is made, as DistributedDataParallel does"
+            )
 
     def reshard(self) -> None:
         """Let FSDP2's modules give back weights that they gathered, as the root's keeps them after a forward pass
@@ -261,7 +294,7 @@ class Pruner:
 
     def zeros(self) -> list[int]:
         """How many weights of each layer are zero. Waits for the device once; a collective where sharded."""
-        counts = torch.stack([count_zeros(local(layer.parameter)) for layer in self.layers])
+        counts = count_all_zeros(self.layers)
         return (self.ranks.all_reduce(counts) if self.ranks.sharded else counts).tolist()
 
     @property
@@ -287,7 +320,8 @@ class Pruner:
         if back := self.came_back(zeros):
             raise RuntimeError(
                 f"{back:,} of {self.claimed:,} pruned weights are not zero any more: call mask_gradients() after "
-                f"backward and before {type(self.scores.optimizer).__name__}.step(), and change no weights in between"
+                f"backward and before {type(self.scores.optimizer).__name__}.step(), and change no weights in between; "
+                "after loading weights or states load the Pruner's too, and with a new optimizer make a new Pruner"
             )
 
     def apply_to(self, model: nn.Module) -> None:
@@ -336,10 +370,15 @@ class Pruner:
         self.scores.load_buffers(state["buffers"])
         self.go_on_after(state["steps"])
         names = state.get("masked", [layer.name for layer in self.layers] if pruned else [])
+        if unknown := set(names) - {layer.name for layer in self.layers}:
+            raise ValueError(
+                f"the saved state has pruned {min(unknown)}, which is not among this Pruner's layers: the model's "
+                "weights are called otherwise, or prunable= chooses others"
+            )
         self.masked = dict.fromkeys(layer for layer in self.layers if layer.name in names)
         kept = sum(count for layer, count in zip(self.layers, zeros) if layer in self.masked)
         self.claimed, self.threshold = state.get("claimed", kept), state["threshold"]
-        self.zeros_found = False
+        self.zeros_found = bool(self.masked)
 
     def check_reachable(self, wanted: int, pruned: int, zeros: int, state: Mapping[str, Any]) -> None:
         """ValueError where the `wanted` zeros cannot be had from `state` and the `zeros` that are there."""

@@ -46,6 +46,8 @@ def find_ranks(layers: Sequence[Layer], group: Any) -> Ranks:
     if not distributed:
         if not (dist.is_available() and dist.is_initialized()):
             return Ranks()
+        if not (group is None or isinstance(group, dist.ProcessGroup)) or dist.get_rank(group) < 0:
+            raise ValueError(f"process_group={group}: expected a group of torch.distributed that holds this rank")
         return Ranks(group, dist.get_rank(group), dist.get_world_size(group))
     if len(distributed) < len(layers):
         plain = next(layer.name for layer in layers if layer not in distributed)

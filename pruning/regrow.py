@@ -38,6 +38,7 @@ class Regrow(Pruner):
         if self.pattern:
             raise ValueError("pattern= cannot be combined with regrowth, which moves weights about in a layer")
         self.drop_fraction, self.updated = drop_fraction, 0
+        self.there = [False] * len(self.layers)  # layers whose gradients are, on all ranks
         self.gradients = GradientScores(self.layers, self.ranks, self.scores.optimizer, magnitude, None)
 
     @torch.no_grad()
@@ -45,7 +46,7 @@ class Regrow(Pruner):
         """As Pruner.mask_gradients; drops and grows first, when the step under way is due and was not updated yet.
         Call it when all gradients of the step are there."""
         step = self.steps + 1
-        if self.due(step) and step != self.updated and self.gradients_are_finite():
+        if self.due(step) and step != self.updated and self.look_at_gradients():
             self.prune_to(self.scheduled(step))
             self.updated = step
             ramp = (step - self.begin) / max(1, self.end - self.begin)
@@ -61,13 +62,17 @@ class Regrow(Pruner):
         super().go_on_after(step)
         self.updated = 0
 
-    def gradients_are_finite(self) -> bool:
-        """Whether those of the prunable weights are, on all ranks; waits for the device once."""
-        gradients = [local(layer.parameter.grad) for layer in self.layers if layer.parameter.grad is not None]
-        bad = torch.zeros((), dtype=torch.int64, device=self.scores.device)
-        for gradient in gradients:
-            bad += ~gradient.isfinite().all()
-        return not self.ranks.all_reduce(bad)
+    def look_at_gradients(self) -> bool:
+        """Whether those of the prunable weights are finite on all ranks; `there` says which layers have one on all.
+        Waits for the device once."""
+        counts = torch.zeros(2, len(self.layers), dtype=torch.int64, device=self.scores.device)
+        for i, layer in enumerate(self.layers):
+            if layer.parameter.grad is not None:
+                counts[0, i] = ~local(layer.parameter.grad).isfinite().all()
+                counts[1, i] = 1
+        bad, having = self.ranks.all_reduce(counts).tolist()
+        self.there = [number == self.ranks.size for number in having]
+        return not any(bad)
 
     def drop_and_grow(self, fraction: float) -> None:
         """Give `fraction` of each layer's live weights another place in it."""
@@ -75,12 +80,12 @@ class Regrow(Pruner):
         self.scores.prepare(of_each)
         for i, (layer, zeros) in enumerate(zip(self.layers, of_each)):
             moving = round(fraction * (layer.size - zeros)) if zeros else 0  # without zeros there is no other place
-            if moving and layer.parameter.grad is not None:
+            if moving and self.there[i]:
                 with self.scores.keeping():
                     self.prune([lowest(self.scores, [i], zeros + moving)])
                 for _, rows, live in places(self.gradients, [lowest(self.gradients, [i], moving)]):
                     weight, gradient = local(layer.parameter)[rows], local(layer.parameter.grad)[rows]
-                    seed = torch.tensor(seed_of(weight.dtype), dtype=weight.dtype)
+                    seed = torch.tensor(seed_of(weight.dtype), dtype=weight.dtype, device=weight.device)
                     weight.add_(torch.copysign(seed, -gradient).mul_(1 - live))
 
 

@@ -29,6 +29,21 @@ class NotFiniteError(ValueError):
     parameter."""
 
 
+def needs_of(criterion: Callable[..., torch.Tensor]) -> list[str]:
+    """The names of the arguments that a criterion needs. ValueError where it has none."""
+    try:
+        parameters = inspect.signature(criterion).parameters.items()
+    except (TypeError, ValueError):  # a builtin
+        parameters = {}.items()  # type: ignore[assignment]
+    needs = [name for name, given in parameters if given.default is given.empty and given.kind in NAMED]
+    if not needs:
+        raise ValueError(
+            f"criterion={name_of(criterion)}: expected a function whose arguments, without defaults, say by their "
+            "names what it scores by: weight, exp_avg_sq, ... (pruning/criteria.py)"
+        )
+    return needs
+
+
 class Scores:
     """The scores of `layers` under `criterion`, on this rank.
 
@@ -48,14 +63,13 @@ class Scores:
         self.size = sum(layer.size for layer in layers)
         self.criterion, self.pattern = criterion, pattern
         self.device = local(layers[0].parameter).device
-        parameters = inspect.signature(criterion).parameters.items()
-        self.needs = [name for name, given in parameters if given.default is given.empty and given.kind in NAMED]
+        self.needs = needs_of(criterion)
         self.states = [STATE_BEHIND.get(name, name) for name in self.needs if name not in NOT_STATES]
         check_optimizer(optimizer, layers, self.states)
         self.check_not_factored()
         self.initial = [layer.parameter.detach().clone() for layer in layers] if "initial_weight" in self.needs else []
         self.kept: dict[tuple[int, int], torch.Tensor] | None = None  # (layer, first row) -> the keys of a chunk
-        self.fallback = False
+        self.fallback, self.stateless = False, False  # whether was warned of what the optimizer lacks, of all, of some
         self.means: torch.Tensor | None = None
         self.zeros: Sequence[int] = [0] * len(layers)
 
@@ -71,6 +85,8 @@ class Scores:
         if missing and not self.fallback:
             warnings.warn(f"the optimizer keeps no {missing[0]}: scores are abs(weight) while that is so", stacklevel=5)
         self.fallback = bool(missing)
+        if not missing:
+            self.warn_of_stateless()
         if "mean_exp_avg_sq" in self.needs and not missing:
             self.means = self.mean_states()
 
@@ -83,6 +99,21 @@ class Scores:
             yield
         finally:
             self.kept = None
+
+    def warn_of_stateless(self) -> None:
+        """One warning where the optimizer keeps of some layers alone what the criterion needs."""
+        lacking = [
+            layer.name
+            for i, layer in enumerate(self.layers)
+            if not all(torch.is_tensor(self.state_of(i).get(name)) for name in self.states)
+        ]
+        if lacking and not self.stateless:
+            self.stateless = True
+            warnings.warn(
+                f"{', '.join(lacking)}: no gradient has come yet, so the optimizer keeps no {self.states[0]}, which is "
+                "taken for zero, and most criteria prune that first: leave them out with prunable=, or begin later",
+                stacklevel=6,
+            )
 
     def missing_states(self) -> list[str]:
         """What the criterion needs of the optimizer, and that keeps for no layer: states, steps or betas."""

@@ -36,12 +36,13 @@ class StraightThrough(Pruner):
 
     @torch.no_grad()
     def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
-        """Put the dense weights back for the optimizer; the gradients stay as they are."""
+        """Put the dense weights back, where they are masked, for the optimizer; the gradients stay as they are."""
         self.counter.before_step()
         self.masks_shown = False
-        for layer, dense in zip(self.layers, self.dense):
+        for layer, dense, live in zip(self.layers, self.dense, self.live):
             if layer in self.masked:
-                local(layer.parameter).copy_(local(dense))
+                weight = local(layer.parameter)
+                torch.where(live, weight, local(dense), out=weight)
         self.counter.overlook(self.layers[0].parameter)
 
     @torch.no_grad()

@@ -60,6 +60,11 @@ def count_zeros(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(ones).sum(dtype=torch.int64)
 
 
+def count_all_zeros(layers: Sequence[Layer]) -> torch.Tensor:
+    """int64 [layers]: how many weights of each this rank holds are zero."""
+    return torch.stack([count_zeros(local(layer.parameter)) for layer in layers])
+
+
 @torch.no_grad()
 def zero_copy(layers: Sequence[Layer], other: nn.Module) -> None:
     """Set to zero in `other`, a copy of the layers' model, every weight that is zero in `layers`.

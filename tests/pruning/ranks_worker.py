@@ -270,6 +270,45 @@ def check_that_every_rank_names(kind, tensor):
         raise AssertionError(f"a NaN in {tensor} was not noticed")
 
 
+def check_that_other_weights_are_noticed():
+    """Ranks that train different weights by the default process group: an error on all, not other sparsities."""
+    ours, its_own = linears(), linears()
+    with torch.no_grad():
+        for parameter in [*ours.parameters(), *its_own.parameters()]:
+            parameter.mul_(1 + dist.get_rank())
+    optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-3)
+    try:
+        Pruner(ours, optimizer, "magnitude", 0.5, max_layer_sparsity=1.0).prune_to(0.5)
+    except RuntimeError as error:
+        assert "do not train the same weights" in str(error)
+    else:
+        raise AssertionError("replicas that are none were not noticed")
+    alone = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    optimizer = torch.optim.AdamW(its_own.parameters(), lr=1e-3)
+    pruner = Pruner(its_own, optimizer, "magnitude", 0.5, process_group=alone[dist.get_rank()])
+    pruner.prune_to(0.5)
+    assert pruner.pruned == round(0.5 * pruner.prunable)
+    try:
+        Pruner(its_own, optimizer, process_group=alone[dist.get_rank() - 1])
+    except ValueError as error:
+        assert "holds this rank" in str(error)
+    else:
+        raise AssertionError("another rank's group was taken")
+
+
+def check_that_regrow_needs_no_gradients():
+    """A layer that has a gradient on the first rank alone grows nothing, and no rank waits for another."""
+    model = linears()
+    for number, parameter in enumerate(model.parameters()):
+        if number != 3 or dist.get_rank() == 0:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    pruner = Regrow(model, optimizer, "magnitude", 0.5, begin=1, end=1)
+    pruner.mask_gradients()
+    optimizer.step()
+    assert pruner.step() and pruner.pruned == round(0.5 * pruner.prunable)
+
+
 def main(kind, folder, other=None):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -278,6 +317,9 @@ def main(kind, folder, other=None):
         check_that_every_rank_names(kind, tensor)
     evaluated(kind)
     copied(kind)
+    if kind == "ddp" and dist.get_world_size() > 1:
+        check_that_other_weights_are_noticed()
+        check_that_regrow_needs_no_gradients()
     parts = {"selections": selections(kind), "methods": methods(kind), "training": training(kind, folder)}
     if kind == "ddp":
         parts["patterned"] = patterned()

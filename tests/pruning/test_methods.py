@@ -358,3 +358,43 @@ def test_growth_samples_the_gradients_that_it_selects_by(monkeypatch):
         optimizer.step()
         pruner.step()
     assert len(found) > 3 and all(one is not None for one in found)
+
+
+def test_straight_through_keeps_what_is_done_to_its_live_weights():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = StraightThrough(model, optimizer, "magnitude", 0.5, begin=2, end=5)
+    train(model, optimizer, pruner, (0, 8))
+    with torch.no_grad():
+        for layer in pruner.layers:
+            layer.parameter.clamp_(-0.01, 0.01)
+    shown = [layer.parameter.detach().clone() for layer in pruner.layers]
+    pruner.mask_gradients()
+    for layer, before, dense in zip(pruner.layers, shown, pruner.dense):
+        assert torch.equal(layer.parameter, torch.where(before != 0, before, dense))
+
+
+def test_a_pruner_that_goes_on_from_straight_through_keeps_its_zeros():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = StraightThrough(model, optimizer, "magnitude", 0.5, begin=2, end=5)
+    train(model, optimizer, before, (0, 8))
+    pruner = Pruner(model, optimizer, "magnitude", 0.5, begin=2, end=5)
+    pruner.load_state_dict(before.state_dict())
+    train(model, optimizer, pruner, (8, 20))
+    assert pruner.pruned == round(0.5 * pruner.prunable)
+
+
+def test_regrow_grows_on_the_device_of_its_weights():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = Regrow(model, optimizer, "magnitude", 0.5, begin=1, end=3)
+    with torch.device("meta"):
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            pruner.mask_gradients()
+            with torch.device("cpu"):
+                optimizer.step()
+            pruner.step()
+    assert pruner.sparsity == pytest.approx(0.5, abs=1e-3)

@@ -395,6 +395,11 @@ def test_states_that_are_no_value_a_weight_are_a_clear_error_before_anything_is_
         (dict(pattern="1:4"), "at most 0.25"),
         (dict(pattern="2:5"), "12 inputs are not divisible by 5"),
         (dict(pattern="2:4", allocation="erk"), "allocation=erk"),
+        (dict(criterion=lambda: None), "expected a function whose arguments"),
+        (dict(criterion=lambda weight=None: weight), "expected a function whose arguments"),
+        (dict(criterion=torch.abs), "criterion=abs: expected a function whose arguments"),
+        (dict(criterion=torch.nn.Identity()), "criterion=Identity: expected a function whose arguments"),
+        (dict(prunable=["0.weight"]), "expected a function"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, words):
@@ -412,7 +417,7 @@ def test_what_cannot_be_is_refused(changes, words):
         (dict(allocation=lambda shapes, sparsity: [sparsity]), "finite share for each of 3 layers"),
         (dict(criterion=lambda weight: weight.sum()), r"0.weight: the criterion gave a tensor of shape \(\)"),
         (dict(criterion=lambda weight: weight.t()), r"of shape \(12, 32\) for weights of shape \(32, 12\)"),
-        (dict(criterion=lambda: None), "the criterion gave None"),
+        (dict(criterion=lambda weight: None), "the criterion gave None"),
     ],
 )
 def test_functions_of_the_users_that_give_something_else_are_named(changes, words):
@@ -590,3 +595,114 @@ def test_the_host_waits_only_when_an_update_is_due():
         with Syncs() as stepping:
             pruner.step()
         assert masking.count == 0 and (stepping.count > 0) == (number in (1, 6, 11))
+
+
+def test_a_state_whose_layers_are_called_otherwise_is_refused():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, optimizer, target_sparsity=0.5, begin=1, end=3)
+    train(model, optimizer, pruner, (0, 4))
+    inside = nn.Sequential()
+    inside.add_module("backbone", model)
+    renamed = Pruner(inside, torch.optim.AdamW(inside.parameters()), target_sparsity=0.5, begin=1, end=3)
+    with pytest.raises(ValueError, match="has pruned 0.weight, which is not among"):
+        renamed.load_state_dict(pruner.state_dict())
+
+
+@pytest.mark.parametrize("failure", [NotFiniteError, KeyboardInterrupt])
+def test_an_update_that_fails_is_made_up_for_at_the_next_step(failure, monkeypatch):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    pruner, weight = Pruner(model, optimizer, target_sparsity=0.5, begin=3, end=3), model[0].weight
+    train(model, optimizer, pruner, (0, 2))
+    with monkeypatch.context() as patch, pytest.raises(failure):
+        if failure is KeyboardInterrupt:  # in the middle: the first layer is pruned already
+            zero, calls = Pruner.zero, []
+            stop = lambda self, i, *rest: calls.append(i) or (zero(self, i, *rest) if i < 2 else interrupt())
+            patch.setattr(Pruner, "zero", stop)
+        else:
+            before = weight[0, 0].item()
+            one_gradient_step(model, optimizer, pruner, lambda: weight.data[0, 0].fill_(math.nan))
+        train(model, optimizer, pruner, (2, 3))
+    if failure is NotFiniteError:
+        weight.data[0, 0] = before
+    train(model, optimizer, pruner, (3, 5))
+    assert pruner.pruned == round(0.5 * pruner.prunable) == pruner.claimed
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def one_gradient_step(model, optimizer, pruner, between):
+    """A step with something done between the optimizer's step and the pruner's."""
+    x, y = batch(2)
+    F.cross_entropy(model(x), y).backward()
+    pruner.mask_gradients()
+    optimizer.step()
+    optimizer.zero_grad()
+    between()
+    pruner.step()
+
+
+def test_layers_whose_parameters_were_replaced_are_noticed_at_the_next_update():
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, optimizer, target_sparsity=0.5, begin=2, end=9)
+    train(model, optimizer, pruner, (0, 5))
+    model[2] = nn.Linear(32, 32)
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    with pytest.raises(ValueError, match="2.weight: the model has another parameter there"):
+        train(model, optimizer, pruner, (5, 7))
+
+
+def test_layers_that_had_no_gradient_yet_are_named_once():
+    model = mlp()
+    model.append(nn.Linear(4, 4))  # is in no forward pass
+    forward = model[:5]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    pruner = Pruner(model, optimizer, "bitter7", target_sparsity=0.5, begin=2, end=9)
+    with pytest.warns(UserWarning, match="^5.weight: no gradient has come yet") as warned:
+        train(model, optimizer, pruner, (0, 9), forward)
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("number", [-1, 2.5, torch.tensor(0.3)])
+def test_what_is_no_step_is_refused(number):
+    model = mlp()
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), begin=1, end=9)
+    with pytest.raises(ValueError, match="expected the number of the optimizer's last step"):
+        pruner.step(number)
+
+
+def test_what_is_no_parameter_is_not_masked_in_silence():
+    model = mlp()
+    pruner = Pruner(model, torch.optim.AdamW(model.parameters()), begin=1, end=9)
+    pruner.mask_gradients(list(model.parameters()))
+    with pytest.raises(ValueError, match="not Tensor"):
+        pruner.mask_gradients(model[0].weight)
+    with pytest.raises(ValueError, match="not tuple"):
+        pruner.mask_gradients(model.named_parameters())
+
+
+def test_a_pattern_asks_for_an_input_dimension_that_is_known():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Parameter(torch.randn(4, 8, 12))
+            self.convolution = nn.Conv1d(8, 4, 3)
+
+    model, chosen = Experts(), lambda name, parameter: parameter.dim() > 1
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="^up: pattern='2:4' runs along the input dimension"):
+        Pruner(model, optimizer, target_sparsity=0.5, pattern="2:4", prunable=chosen)
+    named = dict(pattern="2:4", prunable=lambda name, _: name == "convolution.weight")
+    Pruner(model, optimizer, target_sparsity=0.5, **named).prune_to(0.5)
+    Pruner(model, optimizer, target_sparsity=0.7, prunable=chosen).prune_to(0.7)
+
+
+def test_weights_without_values_are_refused():
+    with torch.device("meta"):
+        model = mlp()
+    with pytest.raises(ValueError, match="no prunable weight|no values yet"):
+        Pruner(model, torch.optim.AdamW(model.parameters()))
