@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One call on a machine with a GPU measures one phase, in at most ten minutes; all phases together take half an hour, and
-# the first two, which say most, a third of it (estimates: no GPU has run this).
+# One call on a machine with a GPU measures one phase, meant to take ten minutes at most, all phases together half an hour,
+# and the first two, which say most, a third of it. No GPU has run this yet.
 #   TOKENS=data/fineweb_edu RESULTS=results/h100 NANOGPT=path/to/nanoGPT bash bench/gpu.sh PHASE [--dry]
 # TOKENS: a folder of GPT-2 shards. Phases, or `all` of them:
 #   quick    40 steps of 124M dense and pruned, tokens/s and the peak of memory; no step may make the host wait

@@ -1,4 +1,4 @@
-"""GPT-2 124M pruned to 50 % by |w|·v^¼, from Adam's second moment; all else as in the other recipes here.
+"""GPT-2 124M pruned to 50 % by bitter7, |w|·(v + 1e-8)^¼ with Adam's second moment v; all else as in the other recipes.
 
 torchrun --nproc_per_node=4 train_gpt2.py config/bitter7.py
 """

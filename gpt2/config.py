@@ -136,7 +136,7 @@ class Config:
     wandb_run_name: str = option("", "its run's name; empty: the name of out_dir")
     # the machine
     deterministic: bool = option(
-        False, "the same bits in every run on CUDA too, by slower operations; on a CPU it is so without"
+        False, "the same bits in every run on CUDA too, by slower operations; on a CPU, uncompiled, it is so without"
     )
     check_interval: int = option(
         2500,

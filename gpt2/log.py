@@ -82,7 +82,7 @@ class Log:
                 again = f"python -m gpt2.picture {typed(self.config.out_dir)} draws it"
                 warn(f"{PICTURE} could not be written: {first_line(error)}; {again}")
             print(f"finished {self.config.max_iters} steps{last_numbers(self.config.out_dir)}")
-            print(left_behind(self.config.out_dir))
+            print(left_behind(self.config))
 
 
 COLUMNS = (
@@ -110,7 +110,7 @@ def say_finished(config, step):
         f"the run in {config.out_dir} is finished ({step} of {config.max_iters} steps){last_numbers(config.out_dir)}; "
         "--init_from=resume with a larger --max_iters trains on, another --out_dir starts another run"
     )
-    print(left_behind(config.out_dir))
+    print(left_behind(config))
 
 
 def last_numbers(out_dir):
@@ -123,9 +123,11 @@ def last_numbers(out_dir):
     return sparsity + of_all + (f", val_loss {last['val_loss']:.4f}" if "val_loss" in last else "")
 
 
-def left_behind(out_dir):
-    picture = f"  picture      {out_dir}/{PICTURE}\n" if Path(out_dir, PICTURE).exists() else ""
-    return (
-        f"  checkpoints  {out_dir}/checkpoints\n  metrics      {out_dir}/metrics.jsonl\n{picture}"
-        f"  try it       python -m gpt2.sample {typed(out_dir)}"
-    )
+def left_behind(config):
+    """The lines that say where a run's files are, and how to try its model, unless its tokenizer is not known: but for
+    GPT-2's, nanoGPT's data do not tell it."""
+    out_dir, known = config.out_dir, config.data_format != "raw" or config.vocab_size >= 50257
+    lines = [f"  checkpoints  {out_dir}/checkpoints", f"  metrics      {out_dir}/metrics.jsonl"]
+    lines += [f"  picture      {out_dir}/{PICTURE}"] if Path(out_dir, PICTURE).exists() else []
+    lines += [f"  try it       python -m gpt2.sample {typed(out_dir)}"] if known else []
+    return "\n".join(lines)

@@ -339,8 +339,8 @@ def headline(study):
 
 
 def size(result):
-    """Of a run: its parameters and the tokens it saw."""
-    return f"{result['parameters'] / 1e6:.2f} M parameters, {result['curve'][-1]['tokens'] / 1e6:.2f} M tokens"
+    """Of a run of characters: its parameters, and how many characters it saw."""
+    return f"{result['parameters'] / 1e6:.2f} M parameters, {result['curve'][-1]['tokens'] / 1e6:.2f} M characters"
 
 
 def answer(found, pair):

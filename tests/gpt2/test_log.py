@@ -19,7 +19,7 @@ import torch
 from gpt2 import errors, progress, report, tracking
 from gpt2.config import FIELDS, Config, load_config, nearest
 from gpt2.errors import UserError
-from gpt2.log import Log, last_numbers
+from gpt2.log import Log, last_numbers, left_behind
 from gpt2.metrics import read_metrics
 from gpt2.pace import Pace
 from gpt2.parallel import World
@@ -372,3 +372,11 @@ def test_lines_whose_reader_has_gone_are_lost(monkeypatch):
     os.close(reader)
     stream = errors.Heedless(os.fdopen(writer, "w"))
     print("into nothing", file=stream, flush=True)
+
+
+@pytest.mark.parametrize(
+    "data_format, vocab_size, known", [("shards", 65, True), ("raw", 65, False), ("raw", 50257, True)]
+)
+def test_a_model_is_offered_for_trying_where_its_tokenizer_is_known(data_format, vocab_size, known, tmp_path):
+    config = Config(out_dir=str(tmp_path / "a run"), data_format=data_format, vocab_size=vocab_size)
+    assert (f"python -m gpt2.sample '{tmp_path}/a run'" in left_behind(config)) == known
