@@ -55,8 +55,6 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
             layers.append(Layer(clean(name), parameter, shape, 0 if id(parameter) in sideways else 1, first))
             layers[-1].input_known = len(shape) == 2 or id(parameter) in ruled
             first += layers[-1].size
-    if empty := [layer.name for layer in layers if layer.parameter.is_meta]:
-        raise ValueError(f"{empty[0]}: has no values yet, being on the device meta: make the Pruner when it has")
     if not layers and prunable:
         raise ValueError(
             "no prunable weight: prunable=, which is called with (name, parameter), chose none of the model's"

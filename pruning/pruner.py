@@ -103,6 +103,8 @@ class Pruner:
         self.sharded_modules = sharded_modules(model)
         self.reshard()
         self.layers = find_layers(model, prunable)
+        if without := [layer.name for layer in self.layers if layer.parameter.is_meta]:
+            raise ValueError(f"{without[0]}: has no values yet, on the device meta: make the Pruner when it has")
         self.ranks = find_ranks(self.layers, process_group)
         self.pattern = parse_pattern(pattern) if pattern else None
         if self.pattern:
