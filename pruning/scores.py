@@ -1,5 +1,6 @@
 """The prunable weights as a stream of ordered keys, from the weights and what the optimizer keeps of them."""
 
+import difflib
 import inspect
 import math
 import warnings
@@ -83,7 +84,11 @@ class Scores:
         self.check_not_factored()
         missing = self.missing_states()
         if missing and not self.fallback:
-            warnings.warn(f"the optimizer keeps no {missing[0]}: scores are abs(weight) while that is so", stacklevel=5)
+            near = difflib.get_close_matches(missing[0], [*NOT_STATES, *self.held_states()], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            warnings.warn(
+                f"the optimizer keeps no {missing[0]}{hint}: scores are abs(weight) while that is so", stacklevel=5
+            )
         self.fallback = bool(missing)
         if not missing:
             self.warn_of_stateless()
@@ -115,10 +120,14 @@ class Scores:
                 stacklevel=6,
             )
 
+    def held_states(self) -> set[str]:
+        """The names of what the optimizer keeps of some layer."""
+        states = [self.state_of(i) for i in range(len(self.layers))]
+        return {name for state in states for name, value in state.items() if torch.is_tensor(value) or name == "step"}
+
     def missing_states(self) -> list[str]:
         """What the criterion needs of the optimizer, and that keeps for no layer: states, steps or betas."""
-        states = [self.state_of(i) for i in range(len(self.layers))]
-        held = {name for state in states for name, value in state.items() if torch.is_tensor(value) or name == "step"}
+        held = self.held_states()
         if all("betas" in group for group in self.optimizer.param_groups):
             held.add("beta1")
         wanted = [*self.states, *(name for name in ("step", "beta1") if name in self.needs)]

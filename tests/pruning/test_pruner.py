@@ -706,3 +706,14 @@ def test_weights_without_values_are_refused():
         model = mlp()
     with pytest.raises(ValueError, match="no prunable weight|no values yet"):
         Pruner(model, torch.optim.AdamW(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "criterion, hint", [(lambda weights: weights, "weight"), (lambda weight, exp_avg_sqr: weight, "exp_avg_sq")]
+)
+def test_an_argument_that_is_misspelt_is_warned_of_with_the_nearest_name(criterion, hint):
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    pruner = Pruner(model, optimizer, criterion, begin=1, end=1)
+    with pytest.warns(UserWarning, match=rf"\(did you mean {hint}\?\): scores are abs"):
+        train(model, optimizer, pruner, (0, 1))
