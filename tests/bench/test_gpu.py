@@ -58,6 +58,7 @@ def test_the_plan_is_whole_and_its_options_exist(options, monkeypatch):
 
 def test_on_a_gpu_every_rung_of_the_ladder_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.turns.Loop", Here)
+    monkeypatch.setattr("torch.compile", lambda model, **options: model)  # which would ask for a driver
     monkeypatch.setitem(loops.SIZES, "cuda", dict(block_size=16, n_layer=1, n_head=2, n_embd=32))
     monkeypatch.setattr("sys.argv", "ladder --rounds 1 --batch_size 2 --vocab_size 65 --to".split() + [str(tmp_path)])
     with Gpu():
