@@ -7,8 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gpt2 import tracking
+from gpt2.checkpoint import checkpoints
 from gpt2.errors import UserError, first_line, warn
-from gpt2.files import Lines, typed, write_atomically, write_json
+from gpt2.files import Lines, read_json, typed, write_atomically, write_json
 from gpt2.metrics import read_metrics
 from gpt2.picture import PICTURE, draw
 from gpt2.progress import progress
@@ -124,10 +125,19 @@ def last_numbers(out_dir):
 
 
 def left_behind(config):
-    """The lines that say where a run's files are, and how to try its model, unless its tokenizer is not known: but for
-    GPT-2's, nanoGPT's data do not tell it."""
-    out_dir, known = config.out_dir, config.data_format != "raw" or config.vocab_size >= 50257
+    """The lines that say where a run's files are, and how to try its model where a tokenizer is known."""
+    out_dir = config.out_dir
     lines = [f"  checkpoints  {out_dir}/checkpoints", f"  metrics      {out_dir}/metrics.jsonl"]
     lines += [f"  picture      {out_dir}/{PICTURE}"] if Path(out_dir, PICTURE).exists() else []
-    lines += [f"  try it       python -m gpt2.sample {typed(out_dir)}"] if known else []
+    lines += [f"  try it       python -m gpt2.sample {typed(out_dir)}"] if knows_its_tokenizer(config) else []
     return "\n".join(lines)
+
+
+def knows_its_tokenizer(config):
+    """Whether a run's newest checkpoint holds one, as of data of prepare_fineweb.py, or GPT-2's has the tokens."""
+    if config.vocab_size == 0 or config.vocab_size >= 50257:  # 0: as GPT-2's
+        return True
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        newest = checkpoints(Path(config.out_dir) / "checkpoints")[-1]
+        return bool(read_json(newest / "manifest.json").get("tokenizer"))
+    return False

@@ -48,12 +48,13 @@ def find_layers(model: nn.Module, prunable: Prunable | None = None) -> list[Laye
     """
     chosen = asked_for(model, prunable) if prunable else by_default(model)
     layers, first, sideways = [], 0, input_first(model)
-    ruled = {id(parameter) for module in model.modules() for parameter in matrices(module)}
+    known = {id(parameter) for module in model.modules() for parameter in matrices(module)} | convolved(model)
     for name, parameter in model.named_parameters():
         if id(parameter) in chosen and parameter.numel():
             shape = tuple(parameter.shape)
-            layers.append(Layer(clean(name), parameter, shape, 0 if id(parameter) in sideways else 1, first))
-            layers[-1].input_known = len(shape) == 2 or id(parameter) in ruled
+            input_known = len(shape) == 2 or id(parameter) in known
+            along = 0 if id(parameter) in sideways else 1
+            layers.append(Layer(clean(name), parameter, shape, along, first, input_known=input_known))
             first += layers[-1].size
     if not layers and prunable:
         raise ValueError(
@@ -106,6 +107,12 @@ def matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     for name in names:
         if isinstance(parameter := getattr(module, name, None), nn.Parameter):
             yield parameter
+
+
+def convolved(model: nn.Module) -> set[int]:
+    """The ids of what convolutions that are not transposed hold, as it may be under another name and parametrised."""
+    convolutions = [m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    return {id(parameter) for module in convolutions for parameter in module.parameters()}
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -81,9 +81,9 @@ class Training:
         self.optimizer.step()
         if self.schedule:
             self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
         if self.pruner:
             self.pruner.step()
-        self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self):
         """The states of all pieces, for load_state_dict of a Training made alike."""

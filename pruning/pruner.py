@@ -153,9 +153,11 @@ class Pruner:
                 zero_where_zero(local(layer.parameter.grad), local(layer.parameter))
 
     def layers_of(self, parameters: Iterable[nn.Parameter]) -> Iterator[Layer]:
-        """The layers among `parameters`. ValueError for what is no parameter."""
+        """The layers among `parameters`. ValueError for what holds none."""
+        if isinstance(parameters, torch.Tensor):
+            raise ValueError("parameters: expected some of the model's, not one Tensor: [parameter]")
         for parameter in parameters:
-            if not isinstance(parameter, nn.Parameter):
+            if not isinstance(parameter, torch.Tensor):
                 raise ValueError(f"parameters: expected parameters of the model, not {type(parameter).__name__}s")
             if parameter in self.layer_of:
                 yield self.layer_of[parameter]
@@ -169,8 +171,8 @@ class Pruner:
         optimizer state is NaN or infinite."""
         self.counter.after_step()
         if number is not None:
-            if number < 0 or number != int(number):
-                raise ValueError(f"step({number}): expected the number of the optimizer's last step, from 1")
+            if not (0 <= number < math.inf and number == int(number)):
+                raise ValueError(f"step({number}): expected the number of the optimizer's last step")
             self.counter.taken = int(number)
         taken = range(self.seen + 1, self.steps + 1)
         if number is None:
@@ -214,7 +216,7 @@ class Pruner:
             raise ValueError(f"sparsity={sparsity}: expected {allowed}")
         self.reshard()
         self.check_layers_are_there()
-        total, zeros = round(sparsity * self.prunable), self.zeros()
+        total, zeros = round(sparsity * self.prunable), self.agreed_zeros()
         self.check_none_came_back(sum(zeros))
         if not total:
             return
@@ -222,7 +224,7 @@ class Pruner:
             self.scores.prepare(zeros)
             with self.scores.keeping():
                 self.prune(self.choose(total, sparsity, zeros))
-            self.check_replicas(total)
+            self.agreed_zeros()
         self.masked, self.claimed = dict.fromkeys(self.layers), max(total, sum(zeros))
         if total <= sum(zeros):
             self.zero_states()
@@ -236,17 +238,18 @@ class Pruner:
                 "make the optimizer and the Pruner when its modules and their devices and dtypes are as they stay"
             )
 
-    def check_replicas(self, total: int) -> None:
-        """RuntimeError, on all ranks, where one has not `total` zeros after an update: they were no replicas. Where
-        there are several, a collective, and a wait for the device."""
-        if self.ranks.size == 1 or self.ranks.sharded:
-            return
-        zeros = count_all_zeros(self.layers)
-        if self.ranks.all_reduce((zeros.sum() != total).long()):
+    def agreed_zeros(self) -> list[int]:
+        """`zeros`, of which replicas must have the same numbers: RuntimeError, on all ranks, where they have not. A
+        collective where there are several ranks."""
+        if self.ranks.sharded:
+            return self.zeros()
+        first, *others = self.ranks.all_gather(count_all_zeros(self.layers)).tolist()
+        if any(zeros != first for zeros in others):
             raise RuntimeError(
                 "the ranks do not train the same weights: give process_group= the ranks that train replicas of this "
                 "model, and bring their weights together before the Pruner is made, as DistributedDataParallel does"
             )
+        return first
 
     def reshard(self) -> None:
         """Let FSDP2's modules give back weights that they gathered, as the root's keeps them after a forward pass
@@ -344,7 +347,8 @@ class Pruner:
         pruned = self.pruned
         self.check_none_came_back(pruned)
         masked = [layer.name for layer in self.masked]
-        progress = dict(steps=self.steps, pruned=pruned, claimed=self.claimed, masked=masked, threshold=self.threshold)
+        progress = dict(steps=self.steps, seen=self.seen, pruned=pruned, claimed=self.claimed, masked=masked)
+        progress |= dict(threshold=self.threshold)
         buffers = {name: full(tensor) if whole else tensor for name, tensor in self.buffers().items()}
         return self.identity() | progress | dict(target_sparsity=self.target_sparsity, buffers=buffers)
 
@@ -369,18 +373,19 @@ class Pruner:
                 "first, and let prunable= choose the same weights"
             )
         self.check_reachable(wanted, pruned, sum(zeros), state)
-        self.scores.load_buffers(state["buffers"])
-        self.go_on_after(state["steps"])
         names = state.get("masked", [layer.name for layer in self.layers] if pruned else [])
         if unknown := set(names) - {layer.name for layer in self.layers}:
             raise ValueError(
                 f"the saved state has pruned {min(unknown)}, which is not among this Pruner's layers: the model's "
                 "weights are called otherwise, or prunable= chooses others"
             )
+        self.scores.load_buffers(state["buffers"])
+        self.go_on_after(state["steps"])
+        self.seen = state.get("seen", state["steps"])
         self.masked = dict.fromkeys(layer for layer in self.layers if layer.name in names)
         kept = sum(count for layer, count in zip(self.layers, zeros) if layer in self.masked)
         self.claimed, self.threshold = state.get("claimed", kept), state["threshold"]
-        self.zeros_found = bool(self.masked)
+        self.zeros_found = any(name.endswith(".dense") for name in state["buffers"])  # StraightThrough trains them
 
     def check_reachable(self, wanted: int, pruned: int, zeros: int, state: Mapping[str, Any]) -> None:
         """ValueError where the `wanted` zeros cannot be had from `state` and the `zeros` that are there."""
@@ -390,7 +395,7 @@ class Pruner:
             change = f"the saved state is of target_sparsity={before}, this Pruner has {self.target_sparsity}"
             if wanted < pruned:
                 raise ValueError(f"{change}: {pruned / self.prunable:.2%} is pruned already, and stays so")
-        if wanted > zeros and state["steps"] >= self.end:
+        if wanted > zeros and state.get("seen", state["steps"]) >= self.end:
             raise ValueError(f"{change}: step {state['steps']} is done and no update comes after end={self.end}")
 
     def identity(self) -> dict[str, Any]:

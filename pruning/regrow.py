@@ -1,7 +1,7 @@
 """Drop and regrow, as in RigL (Evci et al. 2020, arXiv:1911.11134): weights come back where their gradient is large."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,6 @@ class Regrow(Pruner):
         if self.pattern:
             raise ValueError("pattern= cannot be combined with regrowth, which moves weights about in a layer")
         self.drop_fraction, self.updated = drop_fraction, 0
-        self.there = [False] * len(self.layers)  # layers whose gradients are, on all ranks
         self.gradients = GradientScores(self.layers, self.ranks, self.scores.optimizer, magnitude, None)
 
     @torch.no_grad()
@@ -46,11 +45,11 @@ class Regrow(Pruner):
         """As Pruner.mask_gradients; drops and grows first, when the step under way is due and was not updated yet.
         Call it when all gradients of the step are there."""
         step = self.steps + 1
-        if self.due(step) and step != self.updated and self.look_at_gradients():
+        if self.due(step) and step != self.updated and (grown := self.layers_with_gradients()) is not None:
             self.prune_to(self.scheduled(step))
             self.updated = step
             ramp = (step - self.begin) / max(1, self.end - self.begin)
-            self.drop_and_grow(self.drop_fraction * (1 + math.cos(math.pi * ramp)) / 2)
+            self.drop_and_grow(self.drop_fraction * (1 + math.cos(math.pi * ramp)) / 2, grown)
         super().mask_gradients(parameters)
 
     def update(self, step: int) -> None:
@@ -62,25 +61,23 @@ class Regrow(Pruner):
         super().go_on_after(step)
         self.updated = 0
 
-    def look_at_gradients(self) -> bool:
-        """Whether those of the prunable weights are finite on all ranks; `there` says which layers have one on all.
-        Waits for the device once."""
+    def layers_with_gradients(self) -> list[bool] | None:
+        """Which layers have one on all ranks; None where one is not finite on any. Waits for the device once."""
         counts = torch.zeros(2, len(self.layers), dtype=torch.int64, device=self.scores.device)
         for i, layer in enumerate(self.layers):
             if layer.parameter.grad is not None:
                 counts[0, i] = ~local(layer.parameter.grad).isfinite().all()
                 counts[1, i] = 1
         bad, having = self.ranks.all_reduce(counts).tolist()
-        self.there = [number == self.ranks.size for number in having]
-        return not any(bad)
+        return None if any(bad) else [number == self.ranks.size for number in having]
 
-    def drop_and_grow(self, fraction: float) -> None:
-        """Give `fraction` of each layer's live weights another place in it."""
+    def drop_and_grow(self, fraction: float, grown: Sequence[bool]) -> None:
+        """Give `fraction` of each layer's live weights another place in it, of those layers that `grown` says."""
         of_each = self.zeros()
         self.scores.prepare(of_each)
         for i, (layer, zeros) in enumerate(zip(self.layers, of_each)):
             moving = round(fraction * (layer.size - zeros)) if zeros else 0  # without zeros there is no other place
-            if moving and self.there[i]:
+            if moving and grown[i]:
                 with self.scores.keeping():
                     self.prune([lowest(self.scores, [i], zeros + moving)])
                 for _, rows, live in places(self.gradients, [lowest(self.gradients, [i], moving)]):

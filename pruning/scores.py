@@ -33,10 +33,10 @@ class NotFiniteError(ValueError):
 def needs_of(criterion: Callable[..., torch.Tensor]) -> list[str]:
     """The names of the arguments that a criterion needs. ValueError where it has none."""
     try:
-        parameters = inspect.signature(criterion).parameters.items()
+        parameters = inspect.signature(criterion).parameters
     except (TypeError, ValueError):  # a builtin
-        parameters = {}.items()  # type: ignore[assignment]
-    needs = [name for name, given in parameters if given.default is given.empty and given.kind in NAMED]
+        parameters = {}  # type: ignore[assignment]
+    needs = [name for name, given in parameters.items() if given.default is given.empty and given.kind in NAMED]
     if not needs:
         raise ValueError(
             f"criterion={name_of(criterion)}: expected a function whose arguments, without defaults, say by their "
@@ -70,7 +70,8 @@ class Scores:
         self.check_not_factored()
         self.initial = [layer.parameter.detach().clone() for layer in layers] if "initial_weight" in self.needs else []
         self.kept: dict[tuple[int, int], torch.Tensor] | None = None  # (layer, first row) -> the keys of a chunk
-        self.fallback, self.stateless = False, False  # whether was warned of what the optimizer lacks, of all, of some
+        self.fallback = False  # whether scores are abs(weight) for want of states
+        self.warned_of_some = False  # whether it was said that only some layers have states
         self.means: torch.Tensor | None = None
         self.zeros: Sequence[int] = [0] * len(layers)
 
@@ -112,11 +113,12 @@ class Scores:
             for i, layer in enumerate(self.layers)
             if not all(torch.is_tensor(self.state_of(i).get(name)) for name in self.states)
         ]
-        if lacking and not self.stateless:
-            self.stateless = True
+        if lacking and not self.warned_of_some:
+            self.warned_of_some = True
             warnings.warn(
-                f"{', '.join(lacking)}: no gradient has come yet, so the optimizer keeps no {self.states[0]}, which is "
-                "taken for zero, and most criteria prune that first: leave them out with prunable=, or begin later",
+                f"{', '.join(lacking)}: the optimizer keeps no {' and '.join(self.states)} there, as before a first "
+                "gradient: zero is taken for it, which most criteria prune first: leave them out with prunable=, or "
+                "begin later",
                 stacklevel=6,
             )
 
@@ -207,7 +209,7 @@ class Scores:
             return None
         mine = which if self.ranks.sharded else which[self.ranks.rank :: self.ranks.size]
         if self.kept is not None:
-            of = lambda i, rows: self.keys(i, rows)[-rows.start % apart :: apart]
+            of = lambda i, rows: self.keys(i, rows)[-rows.start % apart :: apart]  # the same rows as without
             return (of(i, rows) for i in mine for rows in self.chunks(i)), size, zeros
         every = lambda i: slice(0, local(self.layers[i].parameter).shape[0], apart)
         return (self.new_keys(i, every(i)) for i in mine), size, zeros

@@ -57,13 +57,24 @@ class StraightThrough(Pruner):
         for layer, dense in zip(self.layers, self.dense):
             if not (self.masks_shown and layer in self.masked):
                 local(dense).copy_(local(layer.parameter))
-        due = super().step(number)
+        try:
+            due = super().step(number)
+        except BaseException:  # of an update that was stopped half way nothing stays
+            for layer, dense in zip(self.layers, self.dense):
+                local(layer.parameter).copy_(local(dense))
+            self.masks_shown = False
+            self.show_masks()
+            raise
+        self.show_masks()
+        return due
+
+    def show_masks(self) -> None:
+        """Let the model's weights be the masked ones."""
         for layer, live in zip(self.layers, self.live):
             if layer in self.masked and not self.masks_shown:
                 zero_dead(local(layer.parameter), live)
         self.masks_shown = True
         self.counter.overlook(self.layers[0].parameter)
-        return due
 
     def prune_to(self, sparsity: float) -> None:
         """Choose the mask anew, of as many weights as the sparsity asks for, and of no fewer than are masked."""

@@ -374,9 +374,14 @@ def test_lines_whose_reader_has_gone_are_lost(monkeypatch):
     print("into nothing", file=stream, flush=True)
 
 
-@pytest.mark.parametrize(
-    "data_format, vocab_size, known", [("shards", 65, True), ("raw", 65, False), ("raw", 50257, True)]
-)
-def test_a_model_is_offered_for_trying_where_its_tokenizer_is_known(data_format, vocab_size, known, tmp_path):
-    config = Config(out_dir=str(tmp_path / "a run"), data_format=data_format, vocab_size=vocab_size)
-    assert (f"python -m gpt2.sample '{tmp_path}/a run'" in left_behind(config)) == known
+@pytest.mark.parametrize("vocab_size, tokenizer", [(9, None), (9, {"tokenizer": "char"}), (50257, None), (0, None)])
+def test_a_model_is_offered_for_trying_where_its_tokenizer_is_known(vocab_size, tokenizer, tmp_path):
+    config = Config(out_dir=str(tmp_path / "a run"), vocab_size=vocab_size)
+    offer = f"python -m gpt2.sample '{tmp_path}/a run'"
+    assert (offer in left_behind(config)) == (vocab_size != 9)
+    (tmp_path / "a run" / "checkpoints" / "step-00000007").mkdir(parents=True)
+    manifest = tmp_path / "a run" / "checkpoints" / "step-00000007" / "manifest.json"
+    manifest.write_text(json.dumps({"tokenizer": tokenizer}))
+    assert (offer in left_behind(config)) == (vocab_size != 9 or tokenizer is not None)
+    manifest.write_text("no JSON")
+    assert (offer in left_behind(config)) == (vocab_size != 9)

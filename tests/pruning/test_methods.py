@@ -398,3 +398,46 @@ def test_regrow_grows_on_the_device_of_its_weights():
                 optimizer.step()
             pruner.step()
     assert pruner.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_an_update_that_is_stopped_half_way_costs_straight_through_no_dense_weight(monkeypatch):
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    pruner = StraightThrough(model, optimizer, "magnitude", 0.5, begin=1, end=3)
+    train(model, optimizer, pruner, (0, 2))
+    zero, dense = StraightThrough.zero, {}
+
+    def stop(self, i, *rest):
+        dense.update({j: tensor.clone() for j, tensor in enumerate(self.dense)})
+        if i:
+            raise KeyboardInterrupt
+        zero(self, i, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StraightThrough, "zero", stop)
+        train(model, optimizer, pruner, (2, 3))
+    assert all(((layer.parameter != 0) == live).all() for layer, live in zip(pruner.layers, pruner.live))
+    pruner.mask_gradients()
+    assert all(torch.equal(layer.parameter, dense[i]) for i, layer in enumerate(pruner.layers))
+
+
+def test_a_state_with_a_live_weight_of_zero_goes_on_to_the_bit():
+    def go_on(resumed):
+        model = mlp()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        pruner = Pruner(model, optimizer, "magnitude", 0.5, begin=1, end=3)
+        train(model, optimizer, pruner, (0, 6))
+        weight = model[0].weight
+        weight.data[tuple(weight.nonzero()[0])] = 0.0
+        if resumed:
+            saved = copy.deepcopy([part.state_dict() for part in (model, optimizer, pruner)])
+            model = mlp()
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+            pruner = Pruner(model, optimizer, "magnitude", 0.5, begin=1, end=3)
+            for part, state in zip((model, optimizer, pruner), saved):
+                part.load_state_dict(state)
+        train(model, optimizer, pruner, (6, 9))
+        return model
+
+    straight, resumed = go_on(False), go_on(True)
+    assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters()))
