@@ -26,6 +26,7 @@ class StraightThrough(Pruner):
         self.dense = [layer.parameter.detach().clone() for layer in self.layers]
         self.live = [torch.ones_like(local(dense), dtype=torch.bool) for dense in self.dense]
         self.masks_shown = True  # whether the model's weights are the masked ones
+        self.shown_at = 0  # the optimizer's steps when they became so
         self.mask_as_shown()
 
     def mask_as_shown(self) -> None:
@@ -38,22 +39,19 @@ class StraightThrough(Pruner):
     def mask_gradients(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Put the dense weights back, where they are masked, for the optimizer; the gradients stay as they are."""
         self.counter.before_step()
-        self.masks_shown = False
-        for layer, dense, live in zip(self.layers, self.dense, self.live):
-            if layer in self.masked:
-                weight = local(layer.parameter)
-                torch.where(live, weight, local(dense), out=weight)
-        self.counter.overlook(self.layers[0].parameter)
+        self.show_dense()
 
     @torch.no_grad()
     def step(self, number: int | None = None) -> bool:
         """Choose the mask anew, among the dense weights, when an update is due, and show the model its masked
         weights. RuntimeError where the optimizer has stepped those."""
-        if self.masks_shown and self.masked and (self.steps if number is None else number) > self.seen:
+        if self.masks_shown and self.masked and (self.steps if number is None else number) > self.shown_at:
             raise RuntimeError(
                 "the optimizer has stepped the masked weights instead of the dense ones: call mask_gradients() after "
                 f"backward and before {type(self.scores.optimizer).__name__}.step()"
             )
+        if self.steps > self.seen:  # after an update that failed
+            self.show_dense()
         for layer, dense in zip(self.layers, self.dense):
             if not (self.masks_shown and layer in self.masked):
                 local(dense).copy_(local(layer.parameter))
@@ -68,12 +66,21 @@ class StraightThrough(Pruner):
         self.show_masks()
         return due
 
+    def show_dense(self) -> None:
+        """Let the model's weights be the dense ones; what was done to those that are not masked stays."""
+        for layer, dense, live in zip(self.layers, self.dense, self.live):
+            if layer in self.masked and self.masks_shown:
+                weight = local(layer.parameter)
+                torch.where(live, weight, local(dense), out=weight)
+        self.masks_shown = False
+        self.counter.overlook(self.layers[0].parameter)
+
     def show_masks(self) -> None:
         """Let the model's weights be the masked ones."""
         for layer, live in zip(self.layers, self.live):
             if layer in self.masked and not self.masks_shown:
                 zero_dead(local(layer.parameter), live)
-        self.masks_shown = True
+        self.masks_shown, self.shown_at = True, self.steps
         self.counter.overlook(self.layers[0].parameter)
 
     def prune_to(self, sparsity: float) -> None:
@@ -86,6 +93,10 @@ class StraightThrough(Pruner):
 
     def zero_states(self) -> None:
         """Nothing: the dense weights go on learning."""
+
+    def go_on_after(self, step: int) -> None:
+        super().go_on_after(step)
+        self.shown_at = step
 
     def came_back(self, zeros: int | None = None) -> int:
         """None: pruned weights may come back."""
