@@ -24,7 +24,7 @@ SPARE = 8  # floats that the kernels may read behind the last weight, as sparse_
 
 
 class SparseLinear(nn.Module):
-    """A Linear for inference on a CPU: `multiply`, which one of the forms below gave, multiplies up to `rows` float32
+    """A Linear for inference on a CPU: `multiply`, one of the ways below, multiplies up to `rows` float32
     input rows by the weights that the Linear had then.
 
     Other inputs, as the many rows of a prompt, go through the dense matrix, which is kept."""
@@ -56,22 +56,20 @@ def make_sparse(model, rows=1, always=False):
     ]
     kernels, with_zeros = compiled(SOURCE), [has_zeros(linear.weight) for _, _, linear in places]
     replaced = 0
-    for zeros, forms in ((True, sparse_forms(kernels)), (False, whole_forms(kernels))):
+    for zeros, ways_of in ((True, sparse_ways(kernels)), (False, whole_ways(kernels))):
         group = [place for place, has in zip(places, with_zeros) if has == zeros]
-        replaced += replace(group, forms, rows, always and bool(forms))
+        replaced += replace(group, ways_of, rows, always) if ways_of else 0
     return replaced
 
 
-def replace(places, forms, rows, always):
-    """`make_sparse` of some places, (owner, name, linear), with some forms."""
+def replace(places, ways_of, rows, always):
+    """`make_sparse` of some places, (owner, name, linear), by ways_of(linear)."""
     linears = [linear for _, _, linear in places]
-    ways = [] if always else [linears]
-    for form in forms:
-        of_each = [[SparseLinear(linear, multiply, rows) for multiply in form(linear)] for linear in linears]
-        ways += map(list, zip(*of_each))
+    of_each = [[SparseLinear(linear, multiply, rows) for multiply in ways_of(linear)] for linear in linears]
+    ways = [*([] if always else [linears]), *zip(*of_each)]
     seconds = [measured(way, rows) for way in ways]
     if not always:
-        seconds[0] = [CLEARLY * second for second in seconds[0]]
+        seconds[0] = [CLEARLY * second for second in seconds[0]]  # torch's
     replaced = 0
     for i, (owner, name, linear) in enumerate(places):
         best = ways[min(range(len(ways)), key=lambda way: seconds[way][i])][i]
@@ -98,49 +96,42 @@ def has_zeros(weight):
     return 32 * int((weight == 0).sum()) > weight.numel()
 
 
-# ---- how weights are stored: functions of a Linear that give some ways to multiply(x) by them, as many for each ----
+# ---- how weights are stored: functions of a Linear that give ways to multiply(x) by them, as many for each Linear ----
 
 
-def sparse_forms(kernels):
-    """Those of weights with zeros: two with kernels of this project, or torch's where there is no compiler."""
-    if not kernels:
-        return [csr]
-    by_columns = [kernels.columns, *([kernels.gathered] if hasattr(kernels, "gathered") else [])]
-    return [functools.partial(as_bits, kernels), functools.partial(as_columns, kernels, by_columns)]
+def sparse_ways(kernels):
+    """That for weights with zeros: by kernels of this project, or torch's where there is no compiler."""
+    return functools.partial(by_non_zero, kernels) if kernels else csr
 
 
-def whole_forms(kernels):
-    """Those of weights without zeros."""
-    return [functools.partial(as_it_is, kernels)] if kernels else []
+def whole_ways(kernels):
+    """That for weights without zeros; None where there is no compiler."""
+    return functools.partial(by_all, kernels) if kernels else None
 
 
-def as_it_is(kernels, linear):
+def by_all(kernels, linear):
     return [multiply_by(kernels.dense, linear, None, linear.weight.detach().contiguous(), None)]
 
 
-def as_bits(kernels, linear):
-    """A bit a weight, and the non-zero ones."""
-    live = linear.weight != 0
-    eights = F.pad(live, (0, -live.shape[1] % 8)).view(len(live), -1, 8).to(torch.uint8)
-    bits = (eights << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
-    return [multiply_by(kernels.bitmask, linear, bits, *non_zero(linear, live))]
-
-
-def as_columns(kernels, readers, linear):
-    """The non-zero weights, and of each its column in 16 bits; where these do not do, `as_bits`."""
-    if linear.in_features > 2**16:
-        return as_bits(kernels, linear) * len(readers)
-    live = linear.weight != 0
-    stored = live.nonzero()[:, 1].to(torch.uint16), *non_zero(linear, live)
-    return [multiply_by(kernel, linear, *stored) for kernel in readers]
-
-
-def non_zero(linear, live):
-    """The weights that are live, row after row, and where in them each row begins, and the last one ends."""
+def by_non_zero(kernels, linear):
+    """The weights that are not zero, with a bit for each weight, and with the column of each in 16 bits."""
     weight = linear.weight.detach()
+    live = weight != 0
     starts = torch.zeros(len(weight) + 1, dtype=torch.int64)
     torch.cumsum(live.sum(1), 0, out=starts[1:])
-    return torch.cat([weight[live], weight.new_zeros(SPARE)]), starts
+    values = torch.cat([weight[live], weight.new_zeros(SPARE)])
+    by_bits = multiply_by(kernels.bitmask, linear, bits_of(live), values, starts)
+    readers = [kernels.columns, *([kernels.gathered] if hasattr(kernels, "gathered") else [])]
+    if weight.shape[1] > 2**16:
+        return [by_bits] * (1 + len(readers))
+    columns = live.nonzero()[:, 1].to(torch.uint16)
+    return [by_bits, *(multiply_by(kernel, linear, columns, values, starts) for kernel in readers)]
+
+
+def bits_of(live):
+    """uint8 [rows, bytes]: a bit for each of `live`, the lowest first, whole bytes a row."""
+    eights = F.pad(live, (0, -live.shape[1] % 8)).view(len(live), -1, 8).to(torch.uint8)
+    return (eights << torch.arange(8, dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
 
 
 def multiply_by(kernel, linear, where, values, starts):

@@ -224,7 +224,8 @@ class Pruner:
             self.scores.prepare(zeros)
             with self.scores.keeping():
                 self.prune(self.choose(total, sparsity, zeros))
-            self.agreed_zeros()
+            if self.ranks.replicated:
+                self.agreed_zeros()
         self.masked, self.claimed = dict.fromkeys(self.layers), max(total, sum(zeros))
         if total <= sum(zeros):
             self.zero_states()
@@ -241,7 +242,7 @@ class Pruner:
     def agreed_zeros(self) -> list[int]:
         """`zeros`, of which replicas must have the same numbers: RuntimeError, on all ranks, where they have not. A
         collective where there are several ranks."""
-        if self.ranks.sharded:
+        if not self.ranks.replicated:
             return self.zeros()
         first, *others = self.ranks.all_gather(count_all_zeros(self.layers)).tolist()
         if any(zeros != first for zeros in others):

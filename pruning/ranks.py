@@ -20,6 +20,11 @@ class Ranks:
     size: int = 1
     sharded: bool = False
 
+    @property
+    def replicated(self) -> bool:
+        """Whether several ranks hold all weights each."""
+        return self.size > 1 and not self.sharded
+
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place."""
         if self.size > 1:

@@ -91,7 +91,7 @@ class Scores:
                 f"the optimizer keeps no {missing[0]}{hint}: scores are abs(weight) while that is so", stacklevel=5
             )
         self.fallback = bool(missing)
-        if not missing:
+        if not (missing or self.warned_of_some):
             self.warn_of_stateless()
         if "mean_exp_avg_sq" in self.needs and not missing:
             self.means = self.mean_states()
@@ -107,13 +107,13 @@ class Scores:
             self.kept = None
 
     def warn_of_stateless(self) -> None:
-        """One warning where the optimizer keeps of some layers alone what the criterion needs."""
+        """A warning, the first time that the optimizer keeps of some layers alone what the criterion needs."""
         lacking = [
             layer.name
             for i, layer in enumerate(self.layers)
             if not all(torch.is_tensor(self.state_of(i).get(name)) for name in self.states)
         ]
-        if lacking and not self.warned_of_some:
+        if lacking:
             self.warned_of_some = True
             warnings.warn(
                 f"{', '.join(lacking)}: the optimizer keeps no {' and '.join(self.states)} there, as before a first "

@@ -50,7 +50,7 @@ class StraightThrough(Pruner):
                 "the optimizer has stepped the masked weights instead of the dense ones: call mask_gradients() after "
                 f"backward and before {type(self.scores.optimizer).__name__}.step()"
             )
-        if self.steps > self.seen:  # after an update that failed
+        if self.masks_shown and self.steps > self.seen:  # after an update that failed
             self.show_dense()
         for layer, dense in zip(self.layers, self.dense):
             if not (self.masks_shown and layer in self.masked):

@@ -52,9 +52,11 @@ def pruned_linear(width, height, sparsity, bias=True):
     return layer
 
 
-def every_form():
+def every_way(layer):
+    """Every multiply(x) of a layer."""
     kernels = compiled(sparse_linear.SOURCE)
-    return [*sparse_linear.sparse_forms(kernels), *sparse_linear.whole_forms(kernels), sparse_linear.csr]
+    found = {sparse_linear.sparse_ways(kernels), sparse_linear.whole_ways(kernels), sparse_linear.csr} - {None}
+    return [multiply for ways_of in found for multiply in ways_of(layer)]
 
 
 @pytest.mark.parametrize("width", [8, 24, 40, 37, 1, 128, 201])
@@ -63,7 +65,7 @@ def every_form():
 def test_every_form_multiplies_as_the_dense_layer(width, sparsity):
     torch.manual_seed(0)
     layer, x = pruned_linear(width, 33, sparsity, bias=width != 24), torch.randn(3, width)
-    for multiply in (multiply for form in every_form() for multiply in form(layer)):
+    for multiply in every_way(layer):
         sparse = sparse_linear.SparseLinear(layer, multiply, rows=2)
         torch.testing.assert_close(sparse(x[:2]), layer(x[:2]), rtol=1e-5, atol=1e-5)
         assert torch.equal(sparse(x), layer(x))  # more rows than it is made for: the dense product
@@ -88,14 +90,14 @@ def test_a_sparse_model_gives_the_dense_ones_logits(compiler, monkeypatch):
 def test_columns_beyond_16_bits_are_kept_too():
     layer, x = nn.Linear(2**16 + 9, 3), torch.randn(2, 2**16 + 9)
     layer.weight[:, ::2] = 0
-    for multiply in (multiply for form in every_form() for multiply in form(layer)):
+    for multiply in every_way(layer):
         torch.testing.assert_close(multiply(x), layer(x), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_a_sparse_layer_takes_other_dtypes_no_rows_and_parameters_that_move():
     layer, x = pruned_linear(256, 300, 0.5), torch.randn(2, 256)
-    for multiply in (multiply for form in every_form() for multiply in form(layer)):
+    for multiply in every_way(layer):
         sparse = sparse_linear.SparseLinear(layer, multiply, rows=2)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(sparse(x.bfloat16()), layer(x.bfloat16()))
@@ -113,7 +115,7 @@ def test_a_compiler_that_fails_leaves_torchs_own_form(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     kernels = compiled(sparse_linear.SOURCE)
-    assert sparse_linear.sparse_forms(kernels) == [sparse_linear.csr] and sparse_linear.whole_forms(kernels) == []
+    assert sparse_linear.sparse_ways(kernels) == sparse_linear.csr and sparse_linear.whole_ways(kernels) is None
     assert not list((tmp_path / "extensions").iterdir())
 
 
